@@ -1,0 +1,219 @@
+"""Photos: from a path to upright RGB pixels, or to the reason why not.
+
+Every kind of file a folder of photos holds becomes one (H, W, 3) uint8 array: EXIF orientation applied, the first frame
+of an animation, transparency over white, grey repeated, CMYK and palettes converted, 16 bits scaled to 8. Colour
+profiles are ignored: the numbers are taken as sRGB.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import fsspec
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from facecrowd.stages.batch import outcomes
+from facecrowd.stages.stage import Batch, Resources, Stage, live
+
+MAX_PIXELS = 80_000_000
+"""Larger photos are refused before they are decoded: 80 megapixels are 240 MB, more than any phone takes."""
+
+Image.init()
+FORMATS = tuple({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"} & set(Image.OPEN))
+"""What Pillow may open, where it was built with it. Not every plug-in of it: some start other programs."""
+
+ORIENTATION = 0x0112
+_EXIF = b"Exif\x00\x00"
+
+
+class Undecodable(ValueError):
+    """Bytes that are no photo. ``reason`` says why, in a few words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The upright pixels of an image file.
+
+    data : the file
+    max_pixels : the largest width × height; read from the header, before anything is decoded
+
+    Returns (H, W, 3) uint8 RGB. Raises ``Undecodable`` for an empty, truncated, unknown or oversized file.
+    """
+    if not data:
+        raise Undecodable("empty file")
+    if data[:3] == b"\xff\xd8\xff":
+        pixels = _decode_jpeg(data, max_pixels)
+        if pixels is not None:
+            return pixels
+    return _decode_other(data, max_pixels)
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation (1 to 8; others count as 1) to (H, W, …) pixels."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """The fast way for a sound JPEG in grey or colour; None hands the file to Pillow."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        _refuse_bomb(width, height, max_pixels)
+        if colorspace not in ("YCbCr", "RGB", "Gray"):
+            return None
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except Undecodable:
+        raise
+    except ValueError as error:
+        # libjpeg would fill the rest with grey: half a face must not pass for a face.
+        if "Premature end" in str(error):
+            raise Undecodable("truncated JPEG") from None
+        return None
+    return upright(pixels, _exif_orientation(data)) if _EXIF in data else pixels
+
+
+def _exif_orientation(data: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return int(image.getexif().get(ORIENTATION, 1))
+    # A broken EXIF block is no reason to lose the photo.
+    except Exception:
+        return 1
+
+
+def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_bomb(*image.size, max_pixels)
+            image.load()
+            frame = ImageOps.exif_transpose(image)
+            return np.ascontiguousarray(_rgb(frame))
+    except Undecodable:
+        raise
+    except Image.DecompressionBombError:
+        raise Undecodable(f"too large: more than {max_pixels} pixels") from None
+    except UnidentifiedImageError:
+        if data[:4] in (b"II*\x00", b"MM\x00*"):
+            return _decode_tiff(data, max_pixels)
+        raise Undecodable("not an image of a known kind") from None
+    # Pillow's plug-ins raise whatever they like on a damaged file.
+    except Exception as error:
+        text = " ".join(str(error).split())[:120]
+        raise Undecodable(f"truncated file: {text}" if "truncated" in text else f"damaged: {text}") from None
+
+
+def _decode_tiff(data: bytes, max_pixels: int) -> np.ndarray:
+    """TIFF layouts that Pillow does not know (16 bits per colour), by OpenCV."""
+    order = "<" if data[:2] == b"II" else ">"
+    start = int(np.frombuffer(data, f"{order}u4", 1, 4)[0])
+    size = {256: 0, 257: 0}
+    if start + 2 <= len(data):
+        entries = int(np.frombuffer(data, f"{order}u2", 1, start)[0])
+        for at in range(start + 2, min(start + 2 + 12 * entries, len(data) - 12), 12):
+            tag, kind = (int(v) for v in np.frombuffer(data, f"{order}u2", 2, at))
+            if tag in size:
+                size[tag] = int(np.frombuffer(data, f"{order}u{2 if kind == 3 else 4}", 1, at + 8)[0])
+    if not all(size.values()):
+        raise Undecodable("not an image of a known kind")
+    _refuse_bomb(size[256], size[257], max_pixels)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise Undecodable("damaged: TIFF cannot be decoded")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _refuse_bomb(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Undecodable(f"too large: {width} × {height} is more than {max_pixels} pixels")
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Any mode of Pillow's as (H, W, 3) uint8."""
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;"):
+        return np.repeat(_eight_bits(np.asarray(image), image.mode)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # What a page shows: the transparent part of a portrait is its background.
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey levels of 16 or 32 bits or float, as uint8.
+
+    The white of ``I;16`` is 65535. 32-bit and float files do not say theirs: the least of 1 (float only), 255, 65535
+    and the brightest pixel that holds them all.
+    """
+    levels = values.astype(np.float64)
+    top = 65535.0
+    if not mode.startswith("I;16"):
+        brightest = float(np.nanmax(levels, initial=0.0))
+        tops = [1.0, 255.0, 65535.0] if mode == "F" else [255.0, 65535.0]
+        top = next((t for t in tops if brightest <= t), brightest)
+    return np.clip(np.nan_to_num(levels) * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
+
+
+class ReadPhotos(Stage):
+    """Reads and decodes the photos of a batch.
+
+    A row keeps its place: one that cannot be read gets the status ``unreadable`` and the reason.
+
+    path : a local path or any URL that fsspec opens
+    photo : (H, W, 3) uint8 RGB, upright; None where unreadable
+    """
+
+    name = "read"
+    inputs = ("path",)
+    outputs = ("photo", "status", "reason")
+    transient = ("photo",)
+
+    def __init__(
+        self,
+        storage_options: Mapping[str, Any] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        resources: Resources | None = None,
+    ) -> None:
+        """``storage_options`` go to fsspec with every URL (keys, endpoint, …), ``max_pixels`` to ``decode``."""
+        self.storage_options = dict(storage_options or {})
+        self.max_pixels = max_pixels
+        self.resources = resources or Resources()
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one file. Raises what the file system raises."""
+        if "://" not in path:
+            with open(path, "rb") as stream:
+                return stream.read()
+        system, inner = fsspec.core.url_to_fs(path, **self.storage_options)
+        return bytes(system.cat_file(inner))
+
+    def __call__(self, batch: Batch) -> Batch:
+        status, reason = outcomes(batch)
+        photos: list[np.ndarray | None] = [None] * len(status)
+        for i in live({"status": status}):
+            try:
+                photos[i] = decode(self.read(str(batch["path"][i])), self.max_pixels)
+            except Undecodable as error:
+                status[i], reason[i] = "unreadable", error.reason
+            except FileNotFoundError:
+                status[i], reason[i] = "unreadable", "no such file"
+            # One photo, whatever is wrong with it or its store, never costs the batch.
+            except Exception as error:
+                status[i], reason[i] = "unreadable", f"{type(error).__name__}: {error}"[:300]
+        return {**batch, "photo": photos, "status": status, "reason": reason}
