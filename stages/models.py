@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 CHUNK = 1 << 20
 
@@ -94,6 +94,7 @@ class Url:
 
 
 Source = Insightface | Package | Url
+Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -416,6 +417,32 @@ def pack(
     return models
 
 
+def session(device: Device = "cpu", threads: int = 1) -> dict[str, Any]:
+    """The arguments ``providers`` and ``sess_options`` of an ONNX Runtime session.
+
+    device : ``gpu`` takes CUDA where this ONNX Runtime has it, and the CPU where not
+    threads : per operator. One: workers are processes, and more threads than cores only wait for each other
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Below errors it reports the dynamic shapes of every model, once per node.
+    options.log_severity_level = 3
+    names = ["CPUExecutionProvider"]
+    if device == "gpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        names.insert(0, "CUDAExecutionProvider")
+    return {"providers": names, "sess_options": options}
+
+
+def load(file: str | os.PathLike[str], device: Device = "cpu", threads: int = 1) -> Any:
+    """An .onnx file as InsightFace's object for it (``SCRFD``, ``ArcFaceONNX``, …); None where it knows none."""
+    from insightface import model_zoo
+
+    return model_zoo.get_model(os.fspath(file), **session(device, threads))
+
+
 @dataclass(frozen=True)
 class State:
     """Where a model stands on this machine. ``state`` is present, missing or corrupt."""
@@ -723,14 +750,8 @@ def _collect(entry: Model, directory: Path, folders: Sequence[Path], progress: P
 
 def _task(file: Path) -> str | None:
     """What InsightFace takes an .onnx file for: detection, recognition, landmark_2d_106, genderage, … or nothing."""
-    import onnxruntime
-    from insightface import model_zoo
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
     try:
-        loaded = model_zoo.get_model(str(file), providers=["CPUExecutionProvider"], sess_options=options)
+        loaded = load(file)
     # A pack may hold files InsightFace cannot read; the ones it can are what was asked for.
     except Exception:
         return None
