@@ -1,0 +1,372 @@
+r"""Microaggregation: the k-same partition, fixed-size clustering of subject embeddings [1]_ [2]_.
+
+Every class has at least *k* subjects and at most :math:`2k - 1`, and subjects that look alike share one, so that
+
+.. math:: \mathrm{SSE} = \sum_c \sum_{i \in c} \lVert x_i - \bar x_c \rVert^2
+
+is small. Three steps: bisect the subjects into blocks of neighbours, run MDAV [1]_ within each block, and swap or move
+subjects between classes of a block while that lowers the SSE.
+
+The partition depends on the data alone: there is no random number, ties go to the smaller index, and embeddings are
+first rounded to integers small enough for every sum and product below to be exact in float64. So neither the order of
+the rows (with ``subjects`` given), nor the number of threads, nor the linear-algebra library can change it.
+
+.. [1] J. Domingo-Ferrer, V. Torra, "Ordinal, continuous and heterogeneous k-anonymity through microaggregation", Data
+   Mining and Knowledge Discovery 11(2), 2005.
+.. [2] E. Newton, L. Sweeney, B. Malin, "Preserving privacy by de-identifying face images", IEEE TKDE 17(2), 2005.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
+
+from facecrowd.privacy.errors import (
+    ColumnError,
+    EmbeddingError,
+    EmptyTableError,
+    LengthError,
+    PolicyError,
+    TooFewSubjectsError,
+)
+
+BLOCK = 4096
+"""Subjects per block: the block's Gram matrix takes 8 · BLOCK² bytes (128 MiB)."""
+
+PIECE = 16384
+"""Rows converted to float64 at once."""
+
+PASSES = 8
+"""Refinement stops after so many passes over a block, or when one changes nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Microaggregation:
+    """A partition of subjects into classes of at least k.
+
+    Attributes
+    ----------
+    ids : ndarray of int64, shape (N,)
+        The class of each subject, numbered 0 … C - 1 by the first subject of each class.
+    sizes : ndarray of int64, shape (C,)
+        Subjects per class, k … 2k - 1.
+    sse : float
+        Sum of squared distances to the class means, in squared units of the embedding.
+    total : float
+        The same with one class for everybody; ``sse / total`` is the share of the spread that is lost.
+    """
+
+    ids: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    sse: float
+    total: float
+
+
+def microaggregate(
+    embeddings: ArrayLike,
+    k: int,
+    *,
+    subjects: ArrayLike | pa.Array | None = None,
+    within: ArrayLike | pa.Array | None = None,
+    block: int = BLOCK,
+    passes: int = PASSES,
+) -> Microaggregation:
+    """Partition subjects into classes of k … 2k - 1 that look alike.
+
+    Parameters
+    ----------
+    embeddings : array, shape (N, D)
+        One row per *subject* (the mean of the subject's face embeddings), not per image.
+    k : int
+        The smallest number of subjects in a class.
+    subjects : array, shape (N,), optional
+        The name of each subject, distinct. Rows are sorted by it first, which makes the result independent of their
+        order; without it ties are broken by position.
+    within : array, shape (N,), optional
+        Partition separately within each value (k-same-select). A value with fewer than k subjects is an error: merging
+        it with another value would show its subjects with an attribute they do not have.
+    block : int
+        Subjects compared with each other at once. Larger is slower and a little better.
+    passes : int
+        The most refinement passes; 0 leaves plain MDAV within blocks.
+
+    Returns
+    -------
+    Microaggregation
+
+    Raises
+    ------
+    TooFewSubjectsError
+        If there are fewer than k subjects, in all or with one value of ``within``.
+    EmbeddingError, LengthError, ColumnError, EmptyTableError, PolicyError
+
+    Notes
+    -----
+    Time is O(N · block · (D + passes)), memory O(block²) beside the input.
+    """
+    points = _checked(embeddings)
+    n = len(points)
+    if k < 1:
+        raise PolicyError(f"k is {k}; a class has at least 1 subject")
+    if k > n:
+        raise TooFewSubjectsError(
+            f"k = {k} people were asked for in each class but there are only {n}; lower k or add people"
+        )
+    order = _order(subjects, n)
+    points = points[order]
+    exact, step = _integers(points, k)
+    ids = np.full(n, -1, dtype=np.int64)
+    count, sse = 0, 0.0
+    for members in _strata(within, order, k):
+        for part in _blocks(exact, members, k, max(block, 2 * k)):
+            inside = exact[part].astype(np.float64)
+            local = _cluster(inside, k, passes)
+            sse += _sse(inside, local)
+            ids[part] = local + count
+            count += int(local.max()) + 1
+    _, first, ids = np.unique(ids, return_index=True, return_inverse=True)
+    rank = np.empty(count, dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(count)
+    ids = rank[ids]
+    unsorted = np.empty(n, dtype=np.int64)
+    unsorted[order] = ids
+    return Microaggregation(
+        ids=unsorted,
+        sizes=np.bincount(ids),
+        sse=sse * step * step,
+        total=_total(exact) * step * step,
+    )
+
+
+def _checked(embeddings: ArrayLike) -> NDArray[Any]:
+    points = np.asarray(embeddings)
+    if points.ndim != 2 or points.dtype.kind not in "fiu":
+        raise EmbeddingError(
+            f"embeddings have shape {points.shape} and type {points.dtype}; give a (subjects, dimensions) array"
+        )
+    if points.shape[0] == 0 or points.shape[1] == 0:
+        raise EmptyTableError(f"embeddings have shape {points.shape}, so there is nobody to group; check the input")
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        raise EmbeddingError(
+            f"{int((~finite).sum())} embeddings are not finite, first in row {int(np.argmin(finite))}; leave them out"
+        )
+    return points
+
+
+def _order(subjects: ArrayLike | pa.Array | None, n: int) -> NDArray[np.int64]:
+    """Positions sorted by subject."""
+    if subjects is None:
+        return np.arange(n)
+    names = subjects if isinstance(subjects, pa.Array | pa.ChunkedArray) else pa.array(subjects)
+    if len(names) != n:
+        raise LengthError(f"there are {len(names)} subject names for {n} embeddings; give one each")
+    if names.null_count or len(pc.unique(names)) < n:
+        raise ColumnError("subject names are null or repeated; give one embedding per subject, under a name of its own")
+    return np.asarray(pc.sort_indices(names)).astype(np.int64)
+
+
+def _strata(within: ArrayLike | pa.Array | None, order: NDArray[np.int64], k: int) -> list[NDArray[np.int64]]:
+    """The (sorted) positions to be partitioned together."""
+    n = len(order)
+    if within is None:
+        return [np.arange(n)]
+    values = within if isinstance(within, pa.Array | pa.ChunkedArray) else pa.array(within)
+    if len(values) != n:
+        raise LengthError(f"there are {len(values)} values to stay within for {n} embeddings; give one each")
+    distinct = pc.unique(values)
+    distinct = distinct.take(pc.sort_indices(distinct))
+    codes = np.asarray(pc.index_in(values, distinct))[order]
+    counts = np.bincount(codes, minlength=len(distinct))
+    if counts.min() < k:
+        worst = int(np.argmin(counts))
+        raise TooFewSubjectsError(
+            f"only {counts[worst]} people have the value {distinct[worst].as_py()!r} to stay within, under k = {k}; "
+            "lower k, merge the value with another, or leave its people out"
+        )
+    return [np.flatnonzero(codes == code) for code in range(len(distinct))]
+
+
+def _integers(points: NDArray[Any], k: int) -> tuple[NDArray[np.int16], float]:
+    """Points rounded to whole multiples of ``step``, and the step.
+
+    With coordinates of at most q steps, a sum of M inner products is at most M · D · q². M is N where points are summed
+    and (2k)² within a class; below 2⁵³ every such sum is exact in float64, in whatever order it is taken.
+    """
+    n, d = points.shape
+    largest = max(float(np.abs(points[rows]).max()) for rows in _slices(n))
+    levels = min(2.0**15 - 1, np.floor(np.sqrt(2.0**53 / (max(n, 4 * k * k) * d))))
+    step = largest / levels if largest > 0 else 1.0
+    exact = np.empty((n, d), dtype=np.int16)
+    for rows in _slices(n):
+        exact[rows] = np.rint(points[rows].astype(np.float64) / step)
+    return exact, step
+
+
+def _slices(n: int) -> list[slice]:
+    """Rows in pieces, so that no float64 copy of a large input is made at once."""
+    return [slice(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
+
+
+def _blocks(points: NDArray[np.int16], members: NDArray[np.int64], k: int, block: int) -> list[NDArray[np.int64]]:
+    """Neighbours in blocks of at most ``block``: bisect at the median along the line between two far points.
+
+    All sizes but one are multiples of k, so that only one block has a remainder to spread.
+    """
+    if len(members) <= block:
+        return [members]
+    n = len(members)
+    norms, to_mean, to_far, along = (np.empty(n) for _ in range(4))
+    mean = np.zeros(points.shape[1])
+    for rows in _slices(n):
+        mean += points[members[rows]].sum(axis=0, dtype=np.float64)
+    for rows in _slices(n):
+        inside = points[members[rows]].astype(np.float64)
+        norms[rows] = np.einsum("ij,ij->i", inside, inside)
+        to_mean[rows] = inside @ mean
+    far = points[members[np.argmax(n * norms - 2 * to_mean)]].astype(np.float64)
+    for rows in _slices(n):
+        to_far[rows] = points[members[rows]].astype(np.float64) @ far
+    farther = points[members[np.argmax(norms - 2 * to_far)]].astype(np.float64)
+    for rows in _slices(n):
+        along[rows] = points[members[rows]].astype(np.float64) @ (farther - far)
+    ranked = members[np.argsort(along, kind="stable")]
+    half = n // (2 * k) * k
+    return _blocks(points, np.sort(ranked[:half]), k, block) + _blocks(points, np.sort(ranked[half:]), k, block)
+
+
+def _cluster(points: NDArray[np.float64], k: int, passes: int) -> NDArray[np.int64]:
+    """Classes of k … 2k - 1 within one block."""
+    if len(points) < 2 * k:
+        return np.zeros(len(points), dtype=np.int64)
+    gram = points @ points.T
+    ids = _mdav(gram, k)
+    if k > 1 and passes > 0:
+        _refine(gram, ids, k, passes)
+    return ids
+
+
+def _mdav(gram: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Maximum distance to average vector, on inner products.
+
+    Take the point farthest from the mean of those left and its k - 1 nearest as a class, then the point farthest from
+    that one likewise, until fewer than k are left; each of those joins the class whose mean is nearest.
+    """
+    n = len(gram)
+    norms = np.diag(gram).copy()
+    ids = np.full(n, -1, dtype=np.int64)
+    left = np.arange(n)
+    to_sum = gram.sum(axis=1)
+    count = 0
+    seed: int | None = None
+    while len(left) >= k:
+        if seed is None:
+            centre = seed = int(left[np.argmax(len(left) * norms[left] - 2 * to_sum[left])])
+        else:
+            centre, seed = int(left[np.argmax(norms[left] - 2 * gram[seed, left])]), None
+        distance = norms[left] - 2 * gram[centre, left]
+        distance[left == centre] = -np.inf
+        chosen = np.argsort(distance, kind="stable")[:k]
+        members = left[chosen]
+        ids[members] = count
+        count += 1
+        to_sum -= gram[members].sum(axis=0)
+        left = np.delete(left, chosen)
+    if len(left):
+        sums = _class_sums(gram, ids, count)
+        inner = np.array([sums[c, np.flatnonzero(ids == c)].sum() for c in range(count)])
+        sizes = np.bincount(ids[ids >= 0], minlength=count)
+        for point in left:
+            ids[point] = int(np.argmin(inner / sizes**2 - 2 * sums[:, point] / sizes))
+    return ids
+
+
+def _class_sums(gram: NDArray[np.float64], ids: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """S[c, i]: the sum of the inner products of point i with the members of class c; (C, n)."""
+    members = np.flatnonzero(ids >= 0)
+    order = members[np.argsort(ids[members], kind="stable")]
+    starts = np.searchsorted(ids[order], np.arange(count))
+    return np.add.reduceat(gram[order], starts, axis=0)
+
+
+def _refine(gram: NDArray[np.float64], ids: NDArray[np.int64], k: int, passes: int) -> None:
+    """Swap two points of different classes, or move one, while the SSE falls. Changes ``ids``.
+
+    With Q_c the sum of all inner products within class c, SSE = const - Σ Q_c / n_c. Replacing i by j in class a
+    changes Q_a by -2 S_ai + 2 (S_aj - G_ij) + G_ii + G_jj: the gain of i against every j at once is a handful of vectors.
+    """
+    n = len(ids)
+    count = int(ids.max()) + 1
+    sizes = np.bincount(ids, minlength=count).astype(np.float64)
+    sums = _class_sums(gram, ids, count)
+    own = sums[ids, np.arange(n)]
+    inner = np.bincount(ids, weights=own, minlength=count)
+    norms = np.diag(gram).copy()
+    least = 1e-9 * float(norms.sum()) / n  # gains below the rounding of the divisions are ties
+    per_point = 1.0 / sizes[ids]
+    for _ in range(passes):
+        changed = False
+        for i in range(n):
+            a = int(ids[i])
+            row = gram[i]
+            both = norms + (norms[i] - 2.0 * row)
+            gain = (2.0 * (sums[a] - own[i]) + both) * per_point[i]
+            gain += (2.0 * (sums[:, i][ids] - own) + both) * per_point
+            gain[ids == a] = 0.0
+            j = int(np.argmax(gain))
+            best, target = float(gain[j]), -1
+            if sizes[a] > k:
+                room = sizes < 2 * k - 1
+                room[a] = False
+                joined = (inner + 2.0 * sums[:, i] + norms[i]) / (sizes + 1.0) - inner / sizes
+                left = (inner[a] - 2.0 * own[i] + norms[i]) / (sizes[a] - 1.0) - inner[a] / sizes[a]
+                move = np.where(room, joined + left, -np.inf)
+                if float(move.max()) > best:
+                    best, target = float(move.max()), int(np.argmax(move))
+            if best <= least:
+                continue
+            changed = True
+            if target >= 0:
+                b = target
+                sums[a] -= row
+                sums[b] += row
+                ids[i] = b
+                sizes[a] -= 1.0
+                sizes[b] += 1.0
+            else:
+                b = int(ids[j])
+                step = gram[j] - row
+                sums[a] += step
+                sums[b] -= step
+                ids[i], ids[j] = b, a
+            for c in (a, b):
+                inside = np.flatnonzero(ids == c)
+                own[inside] = sums[c, inside]
+                inner[c] = own[inside].sum()
+                per_point[inside] = 1.0 / sizes[c]
+        if not changed:
+            return
+
+
+def _sse(points: NDArray[np.float64], ids: NDArray[np.int64]) -> float:
+    """Σ |x|² - Σ_c |Σ_{i ∈ c} x_i|² / n_c."""
+    order = np.argsort(ids, kind="stable")
+    starts = np.searchsorted(ids[order], np.arange(int(ids.max()) + 1))
+    sums = np.add.reduceat(points[order], starts, axis=0)
+    sizes = np.bincount(ids)
+    return float(np.einsum("ij,ij->", points, points) - (np.einsum("ij,ij->i", sums, sums) / sizes).sum())
+
+
+def _total(points: NDArray[np.int16]) -> float:
+    """The SSE of one class of everybody."""
+    squares, sums = 0.0, np.zeros(points.shape[1])
+    for rows in _slices(len(points)):
+        inside = points[rows].astype(np.float64)
+        squares += float(np.einsum("ij,ij->", inside, inside))
+        sums += inside.sum(axis=0)
+    return squares - float(sums @ sums) / len(points)
