@@ -84,15 +84,18 @@ def scale(matrix: np.ndarray) -> float:
     return float(np.sqrt(abs(m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])))
 
 
-def warp(photo: np.ndarray, matrix: np.ndarray, size: int, border: Border = "reflect") -> np.ndarray:
-    """The (size, size, 3) crop that ``matrix`` (photo → crop) makes of an (H, W, 3) uint8 photo.
+def warp(photo: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], border: Border = "reflect") -> np.ndarray:
+    """The crop that ``matrix`` (photo → crop) makes of an (H, W, …) uint8 photo.
+
+    size : side of the crop, or its (width, height), in pixels
 
     A face larger than the crop is first shrunk by area averaging, by a factor that leaves it at least as large as the
     crop: bilinear sampling alone would alias. Only the part of the photo that the crop shows is touched.
     """
     matrix = np.asarray(matrix, np.float64).reshape(2, 3)
     height, width = photo.shape[:2]
-    corners = np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64)
+    across, down = (size, size) if isinstance(size, int) else size
+    corners = np.array([[0, 0], [across, 0], [0, down], [across, down]], np.float64)
     seen = apply(invert(matrix), corners)
     x1, y1 = np.maximum(np.floor(seen.min(axis=0)).astype(int) - 2, 0)
     x2, y2 = np.minimum(np.ceil(seen.max(axis=0)).astype(int) + 3, (width, height))
@@ -111,7 +114,7 @@ def warp(photo: np.ndarray, matrix: np.ndarray, size: int, border: Border = "ref
         grow = np.array([[fx, 0, fx / 2 - 0.5], [0, fy, fy / 2 - 0.5], [0, 0, 1]])
         matrix = matrix @ grow
     return cv2.warpAffine(
-        photo, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=BORDERS[border], borderValue=(0, 0, 0)
+        photo, matrix, (across, down), flags=cv2.INTER_LINEAR, borderMode=BORDERS[border], borderValue=(0, 0, 0)
     )
 
 

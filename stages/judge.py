@@ -1,0 +1,100 @@
+"""The judge of released pictures: is a face still found in them, and which embedding does it have?
+
+It reads the encoded file, as an attacker would, not the pixels in memory before compression.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from facecrowd.stages import align, models
+from facecrowd.stages.batch import explain, outcomes
+from facecrowd.stages.decode import Undecodable, decode
+from facecrowd.stages.detect import Detector
+from facecrowd.stages.embed import Recogniser
+from facecrowd.stages.stage import Batch, Resources, Stage, live
+
+
+class Judge(Stage):
+    """Re-detects and re-embeds released crops.
+
+    The face is searched again (also with room around it: a crop's face fills the frame) and aligned by the landmarks
+    found. Where none is found, the landmarks of the FFHQ template serve, since that is where an attacker who knows how
+    the crops were made would look: a face that no detector finds is not thereby safe.
+
+    detected : bool, a face scores ``threshold`` or more
+    detection_score : float32, of the best face; 0 without one
+    embedding : (512,) float32 of length 1 (other recognisers: their own width); NaN in rows that are not ``ok``
+    """
+
+    name = "judge"
+    inputs = ("image",)
+    outputs = ("detected", "detection_score", "embedding", "status", "reason")
+
+    def __init__(
+        self,
+        recogniser: str | os.PathLike[str] = "arcface-mobilefacenet",
+        detector: str | os.PathLike[str] = "scrfd-500m",
+        threshold: float = 0.5,
+        device: models.Device = "cpu",
+        threads: int = 1,
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        resources: Resources | None = None,
+    ) -> None:
+        """Models as in ``models.resolve``; ``threshold`` is the score that counts as detected."""
+        self.recogniser, self.detector, self.threshold = recogniser, detector, threshold
+        self.device, self.threads, self.folder = device, threads, folder
+        self.resources = resources or Resources()
+        self._recogniser: Recogniser | None = None
+        self._detector: Detector | None = None
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)
+        self._recogniser = Recogniser(self.recogniser, self.device, self.threads, folder=self.folder)
+        self._detector = Detector.load(
+            self.detector,
+            threshold=self.threshold,
+            cover_threshold=self.threshold,
+            device=self.device,
+            threads=self.threads,
+            folder=self.folder,
+        )
+
+    def look(self, crop: np.ndarray) -> tuple[float, np.ndarray]:
+        """The best face's score (0 without one) and the embedding of an (S, S, 3) uint8 RGB crop."""
+        if self._detector is None or self._recogniser is None:
+            self.setup()
+        assert self._detector is not None
+        assert self._recogniser is not None
+        faces = self._detector.find(crop)
+        points = faces.landmarks[:1].reshape(-1, 5, 2) if len(faces) else align.template(crop.shape[0])[None]
+        matrix = align.similarity(points, align.template(align.ARCFACE_SIZE, "arcface"))[0]
+        chip = align.warp(crop, matrix, align.ARCFACE_SIZE, "black")
+        return (float(faces.scores[0]) if len(faces) else 0.0), self._recogniser.embed([chip])[0]
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self._recogniser is None:
+            self.setup()
+        assert self._recogniser is not None
+        status, reason = outcomes(batch)
+        scores = np.zeros(len(status), np.float32)
+        embeddings = np.full((len(status), self._recogniser.width), np.nan, np.float32)
+        for i in live({"status": status}):
+            try:
+                scores[i], embeddings[i] = self.look(decode(batch["image"][i]))
+            except Undecodable as error:
+                status[i], reason[i] = "unreadable", error.reason
+            except Exception as error:
+                status[i], reason[i] = "failed", explain(self.name, error)
+        return {
+            **batch,
+            "detected": scores >= self.threshold,
+            "detection_score": scores,
+            "embedding": embeddings,
+            "status": status,
+            "reason": reason,
+        }
