@@ -298,7 +298,7 @@ def _refine(gram: NDArray[np.float64], ids: NDArray[np.int64], k: int, passes: i
     """Swap two points of different classes, or move one, while the SSE falls. Changes ``ids``.
 
     With Q_c the sum of all inner products within class c, SSE = const - Σ Q_c / n_c. Replacing i by j in class a
-    changes Q_a by -2 S_ai + 2 (S_aj - G_ij) + G_ii + G_jj: the gain of i against every j at once is a handful of vectors.
+    changes Q_a by -2 S_ai + 2 (S_aj - G_ij) + G_ii + G_jj: the gain of i against every j at once is a few vectors.
     """
     n = len(ids)
     count = int(ids.max()) + 1

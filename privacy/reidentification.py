@@ -243,7 +243,7 @@ def _codes(
             sides[0] = sides[0].cast(sides[1].type)
         except pa.ArrowInvalid as error:
             raise ColumnError(
-                f"probe subjects are {sides[0].type} and gallery subjects {sides[1].type}; name them alike on both sides"
+                f"probe subjects are {sides[0].type}, gallery subjects {sides[1].type}; name them alike on both sides"
             ) from error
     distinct = pc.unique(pa.chunked_array(sides))
     distinct = distinct.take(pc.sort_indices(distinct))
