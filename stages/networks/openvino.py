@@ -2,7 +2,7 @@
 
 The XML lists layers and edges; a ``Const`` layer carries the type, shape, offset and size of its values, which lie in
 the ``.bin``. A converter needs no more: it looks a constant up by name, or finds an unnamed one through its reader.
-Format: https://docs.openvino.ai/2024/documentation/openvino-ir-format.html
+Format: https://docs.openvino.ai/2023.3/openvino_ir.html
 """
 
 from __future__ import annotations
