@@ -47,6 +47,7 @@ class Policy:
     subject : str
         The column that names the person.
     quasi_identifiers, sensitive : tuple of str
+        Quasi-identifiers may be none where classes are given by id (a k-same partition).
     k : int, optional
         Smallest class, in distinct subjects.
     l : Diversity, optional
@@ -79,8 +80,6 @@ class Policy:
             raise PolicyError(f"{both[0]!r} is both a quasi-identifier and sensitive; give it one role")
         if self.subject in (*self.quasi_identifiers, *self.sensitive):
             raise PolicyError(f"{self.subject!r} names the person and cannot also be an attribute; give it one role")
-        if not self.quasi_identifiers:
-            raise PolicyError("the policy names no quasi-identifier; name at least one, or the release shows nothing")
         if self.k is not None and self.k < 1:
             raise PolicyError(f"k is {self.k}; a class has at least 1 subject")
         if (self.l or self.t) and not self.sensitive:
@@ -88,9 +87,7 @@ class Policy:
         if self.l is not None:
             _check_diversity(self.l)
         if self.t is not None and not self.t.value > 0:
-            raise PolicyError(
-                f"t is {self.t.value:g}; it must be positive, for a class is never exactly like everybody"
-            )
+            raise PolicyError(f"t is {self.t.value:g}; it must be positive")
         if self.epsilon is not None and not self.epsilon > 0:
             raise PolicyError(f"epsilon is {self.epsilon:g}; it must be positive")
         if self.max_suppression is not None and not 0 <= self.max_suppression <= 1:
@@ -206,7 +203,7 @@ def judge(
     """
     if policy.k is not None and policy.k > released.total_subjects:
         raise TooFewSubjectsError(
-            f"k = {policy.k} is asked of a table with {released.total_subjects} subjects; no release of it can reach that"
+            f"k = {policy.k} is asked of a table with {released.total_subjects} subjects; lower k or add people"
         )
     requirements = []
     if policy.k is not None:
