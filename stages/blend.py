@@ -1,7 +1,7 @@
 """Whole photos: surrogates pasted back where the faces were, and every other face covered.
 
-Inside an ellipse that holds the face no original pixel is left; around it the surrogate fades into the photo. Hair,
-clothes and background stay as they were, which is why no formal bound holds for photos.
+Inside the ellipses of the template and of the detected box no original pixel is left; around them the surrogate fades
+into the photo. Hair, clothes and background stay as they were, which is why no formal bound holds for photos.
 """
 
 from __future__ import annotations
@@ -35,23 +35,32 @@ def face_mask(size: int, fade: float = FADE) -> np.ndarray:
         (x + 0.5 - FACE_CENTRE[0] * size) / (FACE_AXES[0] * size),
         (y + 0.5 - FACE_CENTRE[1] * size) / (FACE_AXES[1] * size),
     )
-    t = np.clip((fade - radius) / (fade - 1), 0, 1)
-    # Smoothstep: no edge shows where the slope of a straight ramp would begin and end.
-    return np.rint(255 * t * t * (3 - 2 * t)).astype(np.uint8)
+    return np.rint(255 * _fade(radius, fade)).astype(np.uint8)
 
 
-def paste(photo: np.ndarray, rendered: np.ndarray, matrix: np.ndarray, match_colour: bool = False) -> None:
+def paste(
+    photo: np.ndarray,
+    rendered: np.ndarray,
+    matrix: np.ndarray,
+    box: np.ndarray | None = None,
+    match_colour: bool = False,
+) -> None:
     """Put a rendered crop back into ``photo``, in place.
 
     photo : (H, W, 3) uint8 RGB, changed
     rendered : (S, S, 3) uint8 RGB
     matrix : (6,) or (2, 3), photo → crop
+    box : (4,) x1 y1 x2 y2 of the detected face; its ellipse is replaced too. On a face in profile it reaches beyond the
+        template's
     match_colour : shift the surrogate's mean colour to that of the photo around it. Off where a surrogate must depend
         on nothing but its class: the shift is taken from the original photo
     """
     size = rendered.shape[0]
     back = align.invert(np.asarray(matrix, np.float64).reshape(2, 3))
     seen = align.apply(back, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
+    if box is not None:
+        centre, half = _ellipse(box)
+        seen = np.vstack([seen, centre - FADE * half, centre + FADE * half])
     height, width = photo.shape[:2]
     x1, y1 = np.maximum(np.floor(seen.min(axis=0)).astype(int), 0)
     x2, y2 = np.minimum(np.ceil(seen.max(axis=0)).astype(int) + 1, (width, height))
@@ -60,14 +69,28 @@ def paste(photo: np.ndarray, rendered: np.ndarray, matrix: np.ndarray, match_col
     back[:, 2] -= (x1, y1)
     extent = (int(x2 - x1), int(y2 - y1))
     region = photo[y1:y2, x1:x2]
-    face = align.warp(rendered, back, extent, "replicate")
-    weight = align.warp(face_mask(size), back, extent, "black")[..., None].astype(np.float32) / 255
+    face = align.warp(rendered, back, extent, "replicate").astype(np.float32)
+    weight = align.warp(face_mask(size), back, extent, "black").astype(np.float32) / 255
+    if box is not None:
+        y, x = np.ogrid[y1:y2, x1:x2]
+        weight = np.maximum(weight, _fade(np.hypot((x - centre[0]) / half[0], (y - centre[1]) / half[1])))
     if match_colour:
-        rim = (weight[..., 0] > 0) & (weight[..., 0] < 1)
+        rim = (weight > 0) & (weight < 1)
         if rim.any():
-            shift = region[rim].mean(axis=0) - face[rim].mean(axis=0)
-            face = np.clip(face + shift, 0, 255).astype(np.float32)
-    region[:] = np.rint(region + (face.astype(np.float32) - region) * weight).astype(np.uint8)
+            face = np.clip(face + (region[rim].mean(axis=0) - face[rim].mean(axis=0)), 0, 255)
+    region[:] = np.rint(region + (face - region) * weight[..., None]).astype(np.uint8)
+
+
+def _fade(radius: np.ndarray, fade: float = FADE) -> np.ndarray:
+    """1 up to radius 1, 0 from ``fade`` on. Smoothstep: no edge shows where a straight ramp would begin and end."""
+    t = np.clip((fade - radius) / (fade - 1), 0, 1)
+    return (t * t * (3 - 2 * t)).astype(np.float32)
+
+
+def _ellipse(box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half sides of a box, in pixels; at least half a pixel, so that a box of no extent hides its pixel."""
+    corners = np.asarray(box, np.float64).reshape(2, 2)
+    return corners.mean(axis=0), np.maximum((corners[1] - corners[0]) / 2, 0.5)
 
 
 def cover(photo: np.ndarray, box: np.ndarray) -> None:
@@ -78,37 +101,34 @@ def cover(photo: np.ndarray, box: np.ndarray) -> None:
         mid-grey where nothing does
     """
     height, width = photo.shape[:2]
-    x1, y1, x2, y2 = (float(value) for value in box)
-    centre = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
-    half = np.array([(x2 - x1) / 2, (y2 - y1) / 2])
+    centre, half = _ellipse(box)
     left, top = np.maximum(np.floor(centre - SURROUND * half).astype(int) - 1, 0)
     right, bottom = np.minimum(np.ceil(centre + SURROUND * half).astype(int) + 2, (width, height))
     region = photo[top:bottom, left:right]
-    y, x = np.mgrid[top:bottom, left:right]
-    # In units of the box's half sides, of at least half a pixel: a box of no extent still hides its pixel.
-    radius = np.hypot((x - centre[0]) / max(half[0], 0.5), (y - centre[1]) / max(half[1], 0.5))
+    y, x = np.ogrid[top:bottom, left:right]
+    radius = np.hypot((x - centre[0]) / half[0], (y - centre[1]) / half[1])
     inside, around = radius <= COVER, (radius > COVER) & (radius <= SURROUND)
     region[inside] = np.rint(region[around].mean(axis=0)) if around.any() else 128
 
 
 def blend(
     photo: np.ndarray,
-    surrogates: Sequence[tuple[np.ndarray, np.ndarray]],
+    surrogates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
     covers: Sequence[np.ndarray],
     match_colour: bool = False,
 ) -> np.ndarray:
     """A photo with all its faces treated: (H, W, 3) uint8 RGB, a new array.
 
-    surrogates : pairs (rendered crop, matrix photo → crop), the most prominent face first
+    surrogates : (rendered crop, matrix photo → crop, box), the most prominent face first
     covers : boxes (4,) of the faces that have no surrogate
     """
     out = photo.copy()
     # Covers first and the most prominent face last: what fades around a surrogate then shows no untreated neighbour
     # that a cover would have hidden, and is itself hidden by none.
-    for box in covers:
-        cover(out, box)
-    for rendered, matrix in reversed(surrogates):
-        paste(out, rendered, matrix, match_colour)
+    for hidden in covers:
+        cover(out, hidden)
+    for rendered, matrix, box in reversed(surrogates):
+        paste(out, rendered, matrix, box, match_colour)
     return out
 
 
@@ -157,7 +177,7 @@ class Blend(Stage):
             try:
                 replaced = [i for i in members if face_status[i] == OK and batch["rendered"][i] is not None]
                 rest = [i for i in members if i not in replaced and np.isfinite(batch["box"][i]).all()]
-                surrogates = [(batch["rendered"][i], batch["matrix"][i]) for i in replaced]
+                surrogates = [(batch["rendered"][i], batch["matrix"][i], batch["box"][i]) for i in replaced]
                 photos[n] = blend(photo, surrogates, [batch["box"][i] for i in rest], self.match_colour)
                 counts[n] = len(replaced), len(rest)
                 if replaced or rest:
