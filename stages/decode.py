@@ -207,8 +207,12 @@ class ReadPhotos(Stage):
         status, reason = outcomes(batch)
         photos: list[np.ndarray | None] = [None] * len(status)
         for i in live({"status": status}):
+            path = str(batch["path"][i])
+            if i and path == batch["path"][i - 1] and photos[i - 1] is not None:
+                photos[i] = photos[i - 1]  # several faces of one photo
+                continue
             try:
-                photos[i] = decode(self.read(str(batch["path"][i])), self.max_pixels)
+                photos[i] = decode(self.read(path), self.max_pixels)
             except Undecodable as error:
                 status[i], reason[i] = "unreadable", error.reason
             except FileNotFoundError:
@@ -217,3 +221,27 @@ class ReadPhotos(Stage):
             except Exception as error:
                 status[i], reason[i] = "unreadable", f"{type(error).__name__}: {error}"[:300]
         return {**batch, "photo": photos, "status": status, "reason": reason}
+
+
+class DecodeImages(Stage):
+    """Decodes images that this project encoded before (crops, released faces or photos).
+
+    image : bytes, or None
+    <into> : (H, W, 3) uint8 RGB; None where the row is not ``ok`` or holds no image
+    """
+
+    name = "decode"
+
+    def __init__(self, column: str = "image", into: str = "crop") -> None:
+        self.column, self.into = column, into
+        self.inputs, self.outputs, self.transient = (column,), (into,), (into,)  # type: ignore[misc]
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)
+
+    def __call__(self, batch: Batch) -> Batch:
+        pixels: list[np.ndarray | None] = [None] * len(batch[self.column])
+        for i in live({"status": outcomes(batch)[0]}):
+            if batch[self.column][i] is not None:
+                pixels[i] = decode(batch[self.column][i])
+        return {**batch, self.into: pixels}

@@ -20,7 +20,7 @@ from facecrowd.stages.stage import Batch, Resources, Stage, live
 
 
 class Judge(Stage):
-    """Re-detects and re-embeds released crops.
+    """Re-detects and re-embeds released crops: ``column`` holds their JPEG bytes, or pixels cut from a released photo.
 
     The face is searched again (also with room around it: a crop's face fills the frame) and aligned by the landmarks
     found. Where none is found, the landmarks of the FFHQ template serve, since that is where an attacker who knows how
@@ -43,9 +43,12 @@ class Judge(Stage):
         device: models.Device = "cpu",
         threads: int = 1,
         folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        column: str = "image",
         resources: Resources | None = None,
     ) -> None:
         """Models as in ``models.resolve``; ``threshold`` is the score that counts as detected."""
+        self.column = column
+        self.inputs = (column,)  # type: ignore[misc]
         self.recogniser, self.detector, self.threshold = recogniser, detector, threshold
         self.device, self.threads, self.folder = device, threads, folder
         self.resources = resources or Resources()
@@ -85,7 +88,8 @@ class Judge(Stage):
         embeddings = np.full((len(status), self._recogniser.width), np.nan, np.float32)
         for i in live({"status": status}):
             try:
-                scores[i], embeddings[i] = self.look(decode(batch["image"][i]))
+                cell = batch[self.column][i]
+                scores[i], embeddings[i] = self.look(decode(cell) if isinstance(cell, bytes) else cell)
             except Undecodable as error:
                 status[i], reason[i] = "unreadable", error.reason
             except Exception as error:

@@ -42,4 +42,5 @@ class RunKey:
 
     def generator(self, purpose: str, name: str | bytes) -> np.random.Generator:
         """A random generator of its own for ``name``, keyed with 128 bits of the digest."""
-        return np.random.Generator(np.random.Philox(key=np.frombuffer(self.digest(purpose, name)[:16], dtype=np.uint64)))
+        key = np.frombuffer(self.digest(purpose, name)[:16], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key))

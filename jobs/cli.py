@@ -1,0 +1,279 @@
+"""The command line: ``facecrowd release|audit|models|demo``.
+
+The flags of ``release`` are made from ``pipeline/config.py``, so that a field of the config and its flag cannot part.
+Exit codes: 0 it ran and what was asked holds; 1 it ran, and the policy or audit is not met; 2 bad usage, config or
+input; 3 it could not finish.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from facecrowd.pipeline import config as configs
+from facecrowd.pipeline.errors import FacecrowdError
+from facecrowd.pipeline.progress import Progress
+
+OK, NOT_MET, BAD_INPUT, UNFINISHED = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="facecrowd",
+    help="Release face-image datasets in which every person hides in a crowd of k.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="The models facecrowd uses: list, fetch and check them.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the same figures as JSON to this file.")]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def speaking(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a user can mend into one sentence and its exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from facecrowd.privacy.errors import PrivacyError
+        from facecrowd.stages.models import ModelError
+
+        try:
+            command(*args, **kwargs)
+        except FacecrowdError as error:
+            raise _stop(error, error.exit_code) from None
+        except (ModelError, PrivacyError) as error:
+            raise _stop(error, BAD_INPUT) from None
+        except KeyboardInterrupt:
+            raise _stop("interrupted; start it again to go on", UNFINISHED) from None
+        except OSError as error:
+            raise _stop(f"{error.filename or ''} {error.strerror or error}".strip(), UNFINISHED) from None
+
+    return run
+
+
+def _stop(what: object, code: int) -> typer.Exit:
+    print(f"facecrowd: {what}", file=sys.stderr)
+    return typer.Exit(code)
+
+
+# --------------------------------------------------------------------------------------------------------- release
+
+
+def leaves() -> Iterator[tuple[str, str, Any, str]]:
+    """Every config field that is a flag: (dotted path, flag, type, help)."""
+    for name, field in configs.ReleaseConfig.model_fields.items():
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, configs.Section):
+            for leaf, inner in field.annotation.model_fields.items():
+                if isinstance(inner.json_schema_extra, dict):
+                    yield f"{name}.{leaf}", _flag(leaf, inner), inner.annotation, _help(inner)
+        elif isinstance(field.json_schema_extra, dict):
+            yield name, _flag(name, field), field.annotation, _help(field)
+
+
+def _flag(name: str, field: Any) -> str:
+    return "--" + str(field.json_schema_extra.get("flag") or name).replace("_", "-")
+
+
+def _help(field: Any) -> str:
+    default = field.default
+    shown = "" if default is None or default == () else f" [default: {default}]"
+    return f"{field.description}{shown}"
+
+
+def _option_type(kind: Any) -> Any:
+    """What the command line takes for a field: lists come comma-separated, l and t in short form."""
+    options = [a for a in typing.get_args(kind) if a is not type(None)]
+    if isinstance(kind, types.UnionType) and options:
+        kind = options[0]
+    return kind if kind in (int, float, bool) or typing.get_origin(kind) is typing.Literal else str
+
+
+def _parsed(dotted: str, value: Any) -> Any:
+    if dotted in ("policy.quasi_identifiers", "policy.sensitive"):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        if dotted == "policy.l":
+            return configs.parse_diversity(value)
+        if dotted == "policy.t":
+            return configs.parse_closeness(value)
+    except (ValueError, IndexError):
+        forms = "2, entropy:1.5 or recursive:3:2" if dotted == "policy.l" else "0.2 or 0.2:ordered"
+        raise configs.ConfigError(f"{dotted}: {value!r} is none of {forms}") from None
+    return value
+
+
+def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for every config field; it gets those that were set as ``overrides``."""
+    fields = {dotted.replace(".", "__"): (dotted, flag, kind, text) for dotted, flag, kind, text in leaves()}
+
+    @functools.wraps(command)
+    def run(**kwargs: Any) -> None:
+        overrides = {}
+        for name, (dotted, *_) in fields.items():
+            value = kwargs.pop(name)
+            if value is not None:
+                overrides[dotted] = value
+        command(overrides=overrides, **kwargs)
+
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "overrides"]
+    flags = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                _option_type(kind) | None,
+                typer.Option(
+                    f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+                    help=text,
+                    show_default=False,
+                    rich_help_panel=dotted.split(".")[0].capitalize() if "." in dotted else "Release",
+                ),
+            ],
+        )
+        for name, (dotted, flag, kind, text) in fields.items()
+    ]
+    run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in own + flags}
+    return run
+
+
+@app.command(
+    epilog="Example: `facecrowd release --input photos --output released --method k-same --k 5` "
+    "(photos/PERSON/*.jpg; run it again after a crash and it goes on where it stopped)"
+)
+@speaking
+@with_config_flags
+def release(
+    *,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the same keys; flags win over it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and do nothing.")] = False,
+    json_file: JsonFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
+    overrides: dict[str, Any],
+) -> None:
+    """Release an anonymised copy of a set of face photos, with its manifests and audit."""
+    from facecrowd.pipeline import release as releases
+    from facecrowd.pipeline.summary import verdict_lines
+
+    settings = configs.load(config, {dotted: _parsed(dotted, value) for dotted, value in overrides.items()})
+    prepared = releases.prepare(settings)
+    if dry_run:
+        for line in prepared.lines():
+            print(line)
+        return
+    outcome = releases.release(prepared, Progress(quiet))
+    if outcome.reused:
+        print("already released with these settings and inputs; nothing to do")
+    for line in verdict_lines(outcome.audit):
+        print(line)
+    print(f"release: {outcome.release.url}\nworkspace (private): {outcome.workspace.url}")
+    _write_json(json_file, outcome.audit)
+    raise typer.Exit(OK if outcome.met else NOT_MET)
+
+
+@app.command(epilog="Example: `facecrowd audit released --workspace released.workspace`")
+@speaking
+def audit(
+    release: Annotated[str, typer.Argument(help="A released folder, local or any fsspec URL.")],
+    workspace: Annotated[
+        str | None, typer.Option(help="Its workspace, for attacks that need the originals and the true names.")
+    ] = None,
+    json_file: JsonFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
+) -> None:
+    """Check a release: hashes, leaks, and with the workspace its privacy, from the files as they were released."""
+    from facecrowd.jobs.audit import audit_release
+
+    report, lines = audit_release(release, workspace, Progress(quiet))
+    for line in lines:
+        print(line)
+    _write_json(json_file, report)
+    raise typer.Exit(OK if report["met"] else NOT_MET)
+
+
+@app.command(epilog="Example: `facecrowd demo --output demo-output`")
+@speaking
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the demo's release and workspace.")] = Path("demo-output"),
+    json_file: JsonFile = None,
+) -> None:
+    """Run the main job on the embedded set of synthetic people, and say where everything is."""
+    from facecrowd.jobs.demo import run_demo
+
+    _write_json(json_file, run_demo(output, Progress()))
+
+
+# ---------------------------------------------------------------------------------------------------------- models
+
+
+@models_app.command("list", epilog="Example: `facecrowd models list`")
+@speaking
+def models_list(json_file: JsonFile = None) -> None:
+    """Every model: what it is for, whether it is here, its licence and where it can be had."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from facecrowd.stages import models
+
+    rows = models.listing()
+    table = Table("model", "state", "used for", "licence")
+    for row in rows:
+        table.add_row(row["name"], row["state"], row["purpose"], row["licence"])
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _write_json(json_file, rows)
+
+
+@models_app.command("pull", epilog="Example: `facecrowd models pull scrfd-500m arcface-mobilefacenet`")
+@speaking
+def models_pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to fetch (default: all).")] = None,
+) -> None:
+    """Fetch models into the cache and check their hashes; what is there and whole is not fetched again."""
+    from facecrowd.stages import models
+
+    for path in models.pull(names or []):
+        print(path)
+
+
+@models_app.command("verify", epilog="Example: `facecrowd models verify`")
+@speaking
+def models_verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to check (default: all that are here).")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Check the hash of every model that is here; exit 1 if one is not what it should be."""
+    from facecrowd.stages import models
+
+    states = models.verify(names or [])
+    for state in states:
+        print(f"{state.state:8} {state.model.name}  {state.path or ''}")
+    _write_json(json_file, [state.row for state in states])
+    wanted = "present" if names else "missing"
+    bad = [s for s in states if s.state not in ("present", wanted)]
+    raise typer.Exit(NOT_MET if bad else OK)
+
+
+def _write_json(file: Path | None, figures: Any) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What a release is measured by: its table against the policy, its released pixels against recognisers.
+
+Every figure says what it is: ``formal`` follows from the plan alone and needs no attack to be true; ``measured`` is
+what one attack achieved on these data. Nothing in an audit leads to a source: counts and rates only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import facecrowd.privacy.anonymity as anonymity
+import facecrowd.privacy.verdict as verdicts
+from facecrowd.pipeline.config import PIXEL_METHODS, ReleaseConfig
+from facecrowd.pipeline.plan import Plan
+from facecrowd.privacy.classes import Histogram, histogram
+from facecrowd.privacy.reidentification import Identification, identify
+from facecrowd.stages.runkey import RunKey
+
+SCHEMA = 1
+PROBES = 20_000
+"""Faces attacked at most; more are sampled, whole subjects at a time, and the audit says how many."""
+
+GUARANTEE = (
+    "At most 1/k per subject: whoever is shown a released face names the person behind it with probability at most "
+    "1/k, under a uniform prior over the class and without other knowledge. It holds because a released face is the mean of "
+    "its class's subjects and depends on nothing else. Unequal photo counts tilt it: guessing the most-photographed "
+    "person of a class is right with the share given as 1 / effective k."
+)
+NO_GUARANTEE = (
+    "No guarantee: this method alters each photo on its own, and what is left may still identify the person. "
+    "The figures below are what the attacks named here achieved; others may achieve more."
+)
+PHOTO_OUTPUT = (
+    "Measured only: in photo output the background, hair, clothes and placement of the original remain, so the bound "
+    "of the class mean does not cover the release."
+)
+CLUSTERS = (
+    "Subjects are clusters of face embeddings, not known people: a person split over clusters counts more than once, "
+    "so k is not formal."
+)
+
+
+@dataclass(frozen=True)
+class Released:
+    """The released faces as the judge saw them, decoded from their released bytes.
+
+    row : (n,) positions in the plan; embedding : (n, D) unit vectors; detected : (n,) bool;
+    hashes : (n,) of the released faces' images.
+    """
+
+    row: np.ndarray
+    embedding: np.ndarray
+    detected: np.ndarray
+    hashes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Photos in the input, people it names (or clusters found), images in the release."""
+
+    photos: int
+    named: int
+    images: int
+
+
+def audit(
+    config: ReleaseConfig,
+    plan: Plan,
+    released: Released,
+    key: RunKey,
+    counts: Counts,
+    models: list[dict[str, str]],
+) -> dict[str, Any]:
+    """Everything the report says, as plain data; ``met`` is the verdict on the policy.
+
+    models : name, purpose, sha256 and licence of every model used.
+    """
+    formal = config.method.name == "k-same" and config.output == "crop" and plan.subjects.source != "clusters"
+    rows = released.row
+    people = np.unique(plan.subject_id[rows].astype(str))
+    table = _histogram(config, plan, rows)
+    requirements = _requirements(config, table, 1 - len(people) / max(counts.named, 1), formal)
+    return {
+        "schema": SCHEMA,
+        "method": config.method.name,
+        "output": config.output,
+        "policy": config.public()["policy"],
+        "met": all(r["met"] for r in requirements),
+        "requirements": requirements,
+        "guarantee": {"kind": "formal" if formal else "measured", "text": _guarantee(config, plan, formal)},
+        "counts": {
+            "photos": counts.photos,
+            "rows": len(plan.status),
+            "faces": int((plan.embedding != 0).any(axis=1).sum()),
+            "subjects": plan.subjects.count,
+            "subjects_named": counts.named,
+            "subjects_released": len(people),
+            "subjects_from": plan.subjects.source,
+            "split_rate": plan.subjects.split_rate,
+            "classes": plan.classes,
+            "released_faces": len(rows),
+            "released_images": counts.images,
+            "distinct_faces": len(set(released.hashes.tolist())),
+            "not_released": dict(sorted(Counter(plan.status[plan.subject_id == ""].tolist()).items())),
+        },
+        "classes": _classes(table),
+        "reidentification": _attacks(plan, released, key, models),
+        "detection_rate": round(float(released.detected.mean()), 6) if len(rows) else None,
+        "models": models,
+    }
+
+
+def _guarantee(config: ReleaseConfig, plan: Plan, formal: bool) -> str:
+    if config.method.name in PIXEL_METHODS:
+        return NO_GUARANTEE
+    parts = [GUARANTEE] if formal else []
+    if config.output == "photo":
+        parts.append(PHOTO_OUTPUT)
+    if plan.subjects.source == "clusters":
+        parts.append(CLUSTERS)
+    return " ".join(parts)
+
+
+def _histogram(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram | None:
+    """The classes of the release with the originals' sensitive values; None where nothing forms classes."""
+    if plan.classes == 0:
+        return None
+    sensitive = {name: plan.originals[name][rows].tolist() for name in config.policy.sensitive}
+    return histogram(
+        plan.subject_id[rows].astype(str),
+        class_ids=plan.class_id[rows],
+        sensitive=pa.table(sensitive) if sensitive else None,
+    )
+
+
+def _requirements(
+    config: ReleaseConfig, table: Histogram | None, suppressed: float, formal: bool
+) -> list[dict[str, Any]]:
+    policy = config.policy
+    out: list[dict[str, Any]] = []
+    if table is None:
+        if policy.k:
+            note = f"{config.method.name} forms no classes: every released face stands for one person"
+            out.append({"name": "k", "asked": policy.k, "found": 1, "met": False, "kind": "formal", "note": note})
+    else:
+        asked = verdicts.Policy(
+            subject=policy.subject,
+            quasi_identifiers=policy.quasi_identifiers,
+            sensitive=policy.sensitive,
+            k=policy.k,
+            l=verdicts.Diversity(**policy.l.model_dump()) if policy.l else None,
+            t=verdicts.Closeness(**policy.t.model_dump()) if policy.t else None,
+        )
+        kind = "formal" if formal else "of the released attributes only"
+        if config.method.name == "k-same" and not formal:
+            kind = "measured"
+        for r in verdicts.judge(table, asked).requirements:
+            out.append({"name": r.name, "asked": r.asked, "found": r.found, "met": r.met, "kind": kind, "note": r.note})
+    out.append(
+        {
+            "name": "max_suppression",
+            "asked": policy.max_suppression,
+            "found": round(suppressed, 6),
+            "met": suppressed <= policy.max_suppression,
+            "kind": "formal",
+            "note": "share of the input's people without a released face",
+        }
+    )
+    return out
+
+
+def _classes(table: Histogram | None) -> dict[str, Any] | None:
+    if table is None:
+        return None
+    sizes = anonymity.class_sizes(table)
+    return {
+        "effective_k": round(float(anonymity.effective_k(table).value), 4),
+        "sizes": {str(int(s)): int(c) for s, c in zip(sizes.size, sizes.classes, strict=True)},
+    }
+
+
+def _attacks(plan: Plan, released: Released, key: RunKey, models: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Closed-set rank-1: the adversary has a gallery with names, and names the best match of every released face."""
+    recogniser = next(m["name"] for m in models if m["purpose"] == "recogniser")
+    gallery = plan.kept
+    place = np.full(len(plan.status), -1, dtype=np.int64)
+    place[gallery] = np.arange(len(gallery))
+    subject = plan.subject_id.astype(str)
+    probes = _sample(subject[released.row], key)
+    rows, vectors = released.row[probes], released.embedding[probes]
+    attacks = (
+        ("originals", "all original faces, the released face's own source among them", plan.embedding[gallery], None),
+        (
+            "other originals",
+            "original faces without the released face's own source",
+            plan.embedding[gallery],
+            place[rows],
+        ),
+        ("released", "the other released faces, enrolled under their true names", None, None),
+    )
+    out = []
+    for name, what, enrolled, exclude in attacks:
+        names = subject[gallery]
+        if enrolled is None:
+            enrolled, names, exclude = released.embedding, subject[released.row], probes
+        rng = key.generator("audit", name)
+        try:
+            result = identify(vectors, subject[rows], enrolled, names, rng=rng, exclude=exclude)
+        except ValueError as error:
+            out.append({"gallery": name, "what": what, "recogniser": recogniser, "not_measured": str(error)})
+            continue
+        out.append(_attack(name, what, recogniser, result, sampled=len(probes) < len(released.row)))
+    return out
+
+
+def _attack(name: str, what: str, recogniser: str, result: Identification, sampled: bool) -> dict[str, Any]:
+    rate = result.rates[1]
+    return {
+        "gallery": name,
+        "what": what,
+        "recogniser": recogniser,
+        "rank1_per_subject": round(rate.per_subject, 6),
+        "low": round(rate.low, 6),
+        "high": round(rate.high, 6),
+        "rank1_per_face": round(rate.per_face, 6),
+        "chance": round(result.chance[1], 6),
+        "probes": result.probes,
+        "subjects": result.subjects,
+        "gallery_faces": result.gallery_faces,
+        "gallery_subjects": result.gallery_subjects,
+        "sampled": sampled,
+    }
+
+
+def _sample(subject: np.ndarray, key: RunKey) -> np.ndarray:
+    """Positions of at most PROBES faces: whole subjects, in an order drawn from the run key."""
+    if len(subject) <= PROBES:
+        return np.arange(len(subject))
+    people, person, counts = np.unique(subject, return_inverse=True, return_counts=True)
+    order = key.generator("audit", "sample").permutation(len(people))
+    taken = order[np.cumsum(counts[order]) <= PROBES]
+    return np.flatnonzero(np.isin(person, taken))

@@ -1,0 +1,271 @@
+"""The configuration of a release: one YAML file, or the same as flags, into frozen models that refuse unknown keys.
+
+Each leaf field carries its flag name, so that ``jobs/cli.py`` builds the command line from this file alone. ``public``
+says what of it may travel with a release: no path, URL, address or key ever does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from facecrowd.pipeline.errors import ConfigError
+
+PIXEL_METHODS = ("blur", "pixelate", "mask", "noise")
+"""The baselines: they alter each original on its own and guarantee nothing."""
+
+
+def option(default: Any, description: str, flag: str | None = None, private: bool = False, **limits: Any) -> Any:
+    """A config field that is a flag too. ``private`` keeps it out of released configs."""
+    extra: dict[str, Any] = {"flag": flag, "private": private}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Input(Section):
+    path: str | None = option(
+        None,
+        "Folder of photos, or a Parquet/CSV manifest with a column of their paths; local or any fsspec URL.",
+        flag="input",
+        private=True,
+    )
+    subjects: Literal["auto", "folder", "column", "clusters"] = option(
+        "auto",
+        "Where the person comes from: the folder that holds the photo, a manifest column, or clusters of embeddings "
+        "(auto: the column if named, else folders if there are at least two, else clusters).",
+    )
+    path_column: str = option("path", "Manifest column that holds the photo's path, relative to the manifest.")
+    subject_column: str | None = option(None, "Manifest column that names the person.")
+    attributes: str | None = option(
+        None, "Parquet/CSV table of attributes, joined to photos by --attributes-key.", private=True
+    )
+    attributes_key: str = option(
+        "image_id", "Column of the attribute table that holds the photo's file name or its path relative to the input."
+    )
+    cluster_threshold: float = option(
+        0.35, "Cosine similarity from which two faces are one person, for subjects: clusters.", gt=-1, lt=1
+    )
+
+
+class Workspace(Section):
+    path: str | None = option(
+        None,
+        "Private folder of the run (key, crops, link to the sources); default: OUTPUT.workspace beside the release.",
+        flag="workspace",
+        private=True,
+    )
+    catalog: str | None = option(
+        None, "Name of a PyIceberg catalog configured outside (default: SQLite in the workspace).", private=True
+    )
+
+
+class Detect(Section):
+    detector: str = option("scrfd-500m", "Face detector: scrfd-500m, centerface, an insightface pack or an .onnx file.")
+    models: str | None = option(
+        None, "Folder of model files, or an insightface root, looked through before anything is fetched.", private=True
+    )
+    recogniser: str = option(
+        "arcface-mobilefacenet", "Face recogniser: a registry name, an insightface pack or an .onnx file."
+    )
+    detection_size: int = option(
+        0,
+        "Side of the square the photo is scaled into for detection, in px (0: the photo's own size, at most 640).",
+        ge=0,
+    )
+    threshold: float = option(0.5, "Detection score from which a face is a face.", gt=0, lt=1, flag="det-threshold")
+    cover_threshold: float = option(
+        0.3, "Score from which a possible face is at least covered in photo output.", gt=0, lt=1
+    )
+    min_face: int = option(20, "Shorter side in px below which a face is too small to use.", ge=1)
+    crop_size: int = option(256, "Side of the aligned crop, in px.", ge=64, le=1024)
+    max_pixels: int = option(100_000_000, "Photos with more pixels are refused before they are decoded.", ge=1)
+
+
+class Diversity(Section):
+    kind: Literal["distinct", "entropy", "recursive"] = "distinct"
+    value: float = Field(gt=0)
+    c: float | None = Field(default=None, gt=0)
+
+
+class Closeness(Section):
+    value: float = Field(gt=0, le=1)
+    ground: Literal["hamming", "equal", "ordered"] = "hamming"
+
+
+class Policy(Section):
+    subject: str = Field(default="subject_id", description="Column that names the person; the unit of k.")
+    quasi_identifiers: tuple[str, ...] = option(
+        (), "Attributes an adversary may know (comma-separated); released as one vector per subject."
+    )
+    sensitive: tuple[str, ...] = option((), "Attributes that must not be inferred from a class (comma-separated).")
+    k: int | None = option(None, "Distinct subjects that share what is released (default 5 for k-same).", ge=2)
+    l: Diversity | None = Field(  # noqa: E741 - the field's word
+        default=None, description="l-diversity of the sensitive attributes.", json_schema_extra={"flag": "l"}
+    )
+    t: Closeness | None = Field(
+        default=None, description="t-closeness of the sensitive attributes.", json_schema_extra={"flag": "t"}
+    )
+    max_suppression: float = option(0.02, "Largest share of subjects that may be left out.", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def roles_agree(self) -> Policy:
+        both = sorted(set(self.quasi_identifiers) & set(self.sensitive))
+        if both:
+            raise ValueError(f"{', '.join(both)}: an attribute is either a quasi-identifier or sensitive, not both")
+        if (self.l or self.t) and not self.sensitive:
+            raise ValueError("l and t are about sensitive attributes, and policy.sensitive names none")
+        return self
+
+
+class Method(Section):
+    name: Literal["k-same", "blur", "pixelate", "mask", "noise"] = option(
+        "k-same", "How a face is replaced.", flag="method"
+    )
+    sigma: float = option(8.0, "blur: Gaussian sigma in px of a 256 px crop.", gt=0)
+    blocks: int = option(12, "pixelate: blocks across the crop.", ge=1)
+    mask: Literal["eyes", "face"] = option("eyes", "mask: what the black box covers.")
+    gamma: float = option(0.5, "noise: share of pixels that are randomised.", ge=0, le=1)
+    noise_sigma: float = option(64.0, "noise: standard deviation of the Gaussian, in grey levels of 255.", ge=0)
+    invert: bool = option(True, "noise: randomised pixels become 255 - x plus noise instead of x plus noise.")
+
+
+class Release(Section):
+    path: str | None = option(None, "Folder of the release, local or any fsspec URL.", flag="output", private=True)
+    identity: Literal["none", "class", "pseudonym"] = option(
+        "none", "The label a released face carries: nothing, its class, or a random name per subject."
+    )
+    format: Literal["auto", "files", "parquet", "webdataset"] = option(
+        "auto", "How images are stored (auto: JPEG files up to 50,000 images, Parquet shards beyond)."
+    )
+    quality: int = option(92, "JPEG quality of released images.", ge=30, le=100)
+    licence: str = option(
+        "https://spdx.org/licenses/LicenseRef-unstated", "Licence of the released dataset, as a URL for its metadata."
+    )
+    shard_images: int = option(5_000, "Images per shard, for parquet and webdataset.", ge=1)
+
+
+class Compute(Section):
+    micro_batch: int = option(64, "Photos per unit of work; a killed job repeats at most one per worker.", ge=1)
+    cpus: int = option(0, "CPUs to use (0: all).", ge=0, private=True)
+    address: str = option("local", "Ray cluster to join ('auto', or ray://…); 'local' starts one here.", private=True)
+
+
+class ReleaseConfig(Section):
+    """Everything that decides a release."""
+
+    input: Input = Input()
+    workspace: Workspace = Workspace()
+    detect: Detect = Detect()
+    policy: Policy = Policy()
+    method: Method = Method()
+    output: Literal["crop", "photo"] = option(
+        "crop", "What is released: aligned faces, or whole photos with the surrogates blended in.", flag="pixels"
+    )
+    release: Release = Release()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def complete(self) -> ReleaseConfig:
+        if self.method.name == "k-same" and self.policy.k is None:
+            object.__setattr__(self, "policy", self.policy.model_copy(update={"k": 5}))
+        if self.input.subjects == "column" and not self.input.subject_column:
+            raise ValueError("input.subjects: column needs input.subject_column")
+        if (self.policy.quasi_identifiers or self.policy.sensitive) and not (
+            self.input.attributes or _is_table(self.input.path)
+        ):
+            raise ValueError(
+                "policy names attributes, and the input brings none: give input.attributes, or a manifest with columns"
+            )
+        return self
+
+    @property
+    def workspace_path(self) -> str:
+        return self.workspace.path or f"{(self.release.path or 'release').rstrip('/')}.workspace"
+
+    def public(self) -> dict[str, Any]:
+        """The config as it may be released: everything but paths, addresses and catalogs."""
+        return _public(self)
+
+
+def _is_table(path: str | None) -> bool:
+    return bool(path) and str(path).lower().endswith((".parquet", ".csv"))
+
+
+def _public(section: Section) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if extra.get("private"):
+            continue
+        if isinstance(value, Section):
+            value = _public(value)
+            if not value:
+                continue
+        # A model given as a file is named by its hash in the audit; its path says where it lay.
+        if name in ("detector", "recogniser") and ("/" in str(value) or "\\" in str(value)):
+            value = "a file of the user's; see the audit for its hash"
+        out[name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def parse_diversity(text: str) -> dict[str, Any]:
+    """``entropy:1.5``, ``distinct:2``, ``recursive:3:2`` (c = 3, l = 2) or a bare number (distinct)."""
+    parts = text.split(":")
+    if len(parts) == 1:
+        return {"kind": "distinct", "value": float(parts[0])}
+    if parts[0] == "recursive":
+        return {"kind": "recursive", "c": float(parts[1]), "value": float(parts[2])}
+    return {"kind": parts[0], "value": float(parts[1])}
+
+
+def parse_closeness(text: str) -> dict[str, Any]:
+    """``0.2`` or ``0.2:ordered``."""
+    value, _, ground = text.partition(":")
+    return {"value": float(value), **({"ground": ground} if ground else {})}
+
+
+def load(file: str | Path | None = None, overrides: dict[str, Any] | None = None) -> ReleaseConfig:
+    """A config from a YAML file and dotted overrides (``{"policy.k": 10}``), which win.
+
+    Raises ConfigError, naming the file and the key.
+    """
+    data: dict[str, Any] = {}
+    if file is not None:
+        try:
+            data = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"config {file}: no such file") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"config {file}: not readable as YAML: {str(error).splitlines()[0]}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"config {file}: expected keys like 'policy:' at the top, found {type(data).__name__}")
+    for dotted, value in (overrides or {}).items():
+        *sections, leaf = dotted.split(".")
+        target = data
+        for section in sections:
+            inner = target.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"config {file}: {section}: expected keys below it, found {inner!r}")
+            target = inner
+        target[leaf] = value
+    try:
+        return ReleaseConfig.model_validate(data)
+    except ValidationError as error:
+        where = f"config {file}: " if file else ""
+        raise ConfigError(where + "; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _sentence(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error.get("input"), dict | Section) else f" (given: {error.get('input')!r})"
+    return f"{key}: {message}{shown}" if key else message

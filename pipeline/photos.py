@@ -1,0 +1,203 @@
+"""What goes in: the listing of the input, who is on each photo as the input has it, and the attributes it brings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from facecrowd.pipeline.config import Input, Policy
+from facecrowd.pipeline.errors import InputError
+from facecrowd.pipeline.storage import Folder
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One input file. ``state`` changes when its bytes may have changed (size, time, etag)."""
+
+    photo: str
+    path: str
+    bytes: int
+    subject: str
+    attributes: dict[str, str]
+    state: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The input as found: the photos sorted by path, and how their subjects are known."""
+
+    photos: list[Photo]
+    subjects: str  # folder | column | clusters
+
+    def named_subjects(self) -> int:
+        return len({p.subject for p in self.photos if p.subject})
+
+
+def listing(config: Input, policy: Policy) -> Listing:
+    """List the input.
+
+    Raises InputError, naming what is missing: the input, its photos, a column, or attributes of the policy.
+    """
+    if not config.path:
+        raise InputError("no input: give --input PHOTOS (a folder, or a Parquet/CSV manifest)")
+    names = (*policy.quasi_identifiers, *policy.sensitive)
+    if config.path.lower().endswith((".parquet", ".csv")):
+        photos, subjects = _from_manifest(config, names)
+    else:
+        photos, subjects = _from_folder(config)
+    if not photos:
+        raise InputError(f"input {config.path}: no photo in it (looked for {', '.join(SUFFIXES)})")
+    if config.attributes:
+        photos = _joined(config, photos, names)
+    return Listing(sorted(photos, key=lambda p: p.photo), subjects)
+
+
+def _from_folder(config: Input) -> tuple[list[Photo], str]:
+    assert config.path
+    folder = Folder(config.path)
+    if not folder.exists():
+        raise InputError(f"input {config.path}: no such folder")
+    if not folder.fs.isdir(folder.root):
+        raise InputError(f"input {config.path}: not a folder, and not a .parquet or .csv manifest")
+    local = folder.local
+    root = local.resolve() if local else None
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    for name, info in folder.files():
+        if not name.lower().endswith(SUFFIXES) or posixpath.basename(name).startswith("."):
+            continue
+        path = folder.fs.unstrip_protocol(folder.at(name)) if root is None else folder.at(name)
+        if root is not None and not (root / name).resolve().is_relative_to(root):
+            raise InputError(f"input {name}: a link that leads out of the input folder")
+        found.append((name, path, info))
+    parents = {posixpath.dirname(name) for name, _, _ in found}
+    named = len(parents - {""}) >= 2
+    if config.subjects == "column":
+        raise InputError("input.subjects: column needs a manifest (.parquet or .csv) as input, not a folder")
+    if config.subjects == "folder" and not (parents - {""}):
+        raise InputError(f"input {config.path}: its photos lie in no sub-folders, so folders name no subjects")
+    kind = "clusters" if config.subjects == "clusters" or (config.subjects == "auto" and not named) else "folder"
+    return [
+        Photo(
+            photo=name,
+            path=path,
+            bytes=int(info.get("size") or 0),
+            subject=posixpath.dirname(name) if kind == "folder" else "",
+            attributes={},
+            state=str(info.get("ETag") or info.get("mtime") or ""),
+        )
+        for name, path, info in found
+    ], kind
+
+
+def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], str]:
+    assert config.path
+    table = read_table(config.path, "input")
+    _need(table, [config.path_column], f"input {config.path}")
+    if config.subjects == "folder":
+        kind = "folder"
+    elif config.subject_column and config.subjects in ("auto", "column"):
+        kind = "column"
+        _need(table, [config.subject_column], f"input {config.path}")
+    else:
+        kind = "clusters"
+    if not config.attributes:
+        _need(table, names, f"input {config.path}")
+    base = Folder(posixpath.dirname(config.path) or ".")
+    photos, seen = [], set()
+    for index, row in enumerate(table.to_pylist()):
+        name = row[config.path_column]
+        if not isinstance(name, str) or not name:
+            raise InputError(f"input {config.path}, row {index}: {config.path_column} is empty")
+        normal = posixpath.normpath(name)
+        if normal.startswith(("../", "/")) or normal == ".." or "://" in name or "\0" in name:
+            raise InputError(f"input {config.path}, row {index}: {name!r} leads out of the manifest's folder")
+        if normal in seen:
+            raise InputError(f"input {config.path}, row {index}: {name!r} is there twice")
+        seen.add(normal)
+        subject = row[config.subject_column] if kind == "column" and config.subject_column else ""
+        if subject is None or (kind == "column" and str(subject) == ""):
+            raise InputError(f"input {config.path}, row {index}: {config.subject_column} is empty")
+        photos.append(
+            Photo(
+                photo=normal,
+                path=base.fs.unstrip_protocol(base.at(normal)) if base.local is None else base.at(normal),
+                bytes=-1,
+                subject=posixpath.dirname(normal) if kind == "folder" else str(subject),
+                attributes={} if config.attributes else {n: _text(row[n], n, config.path, index) for n in names},
+                state="",
+            )
+        )
+    return photos, kind
+
+
+def _joined(config: Input, photos: list[Photo], names: tuple[str, ...]) -> list[Photo]:
+    assert config.attributes
+    table = read_table(config.attributes, "input.attributes", columns=[config.attributes_key, *names])
+    rows = {str(row[config.attributes_key]): row for row in table.to_pylist()}
+    out, missing = [], []
+    for photo in photos:
+        row = rows.get(photo.photo) or rows.get(posixpath.basename(photo.photo))
+        if row is None:
+            missing.append(photo.photo)
+            continue
+        values = {n: _text(row[n], n, config.attributes, photo.photo) for n in names}
+        out.append(Photo(photo.photo, photo.path, photo.bytes, photo.subject, values, photo.state))
+    if missing and names:
+        raise InputError(
+            f"input.attributes {config.attributes}: {len(missing)} photos have no row in it, the first {missing[0]!r} "
+            f"(joined by {config.attributes_key})"
+        )
+    return out if names else photos
+
+
+def read_table(path: str, role: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet or CSV table from any fsspec URL.
+
+    Raises InputError when it is missing, not readable, or lacks a column.
+    """
+    folder = Folder(path)
+    try:
+        data = folder.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{role} {path}: no such file") from None
+    try:
+        if path.lower().endswith(".csv"):
+            header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8-sig"))), [])
+            text = {name: pa.string() for name in header}
+            options = pacsv.ConvertOptions(column_types=text, strings_can_be_null=False)
+            table = pacsv.read_csv(io.BytesIO(data), convert_options=options)
+        else:
+            table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{role} {path}: not readable: {str(error).splitlines()[0]}") from None
+    if columns is not None:
+        _need(table, columns, f"{role} {path}")
+        table = table.select(list(dict.fromkeys(columns)))
+    if not len(table):
+        raise InputError(f"{role} {path}: the table is empty")
+    return table
+
+
+def _need(table: pa.Table, columns: Iterable[str], where: str) -> None:
+    for column in columns:
+        if column not in table.column_names:
+            near = ", ".join(table.column_names[:12])
+            raise InputError(
+                f"{where}: no column {column!r} (there are {near}{', …' if table.num_columns > 12 else ''})"
+            )
+
+
+def _text(value: Any, name: str, table: str, row: Any) -> str:
+    if value is None or value == "":
+        raise InputError(f"{table}, row {row}: {name} is empty")
+    return {True: "1", False: "0"}.get(value, str(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,209 @@
+"""The plan: for every face its class and the attributes it will show, or why it is left out. Table level, one process.
+
+k-same cuts the *subjects* into classes by their mean embedding; every class has at least k. The baselines alter each
+face on its own: their classes are what the released attributes make them, and without released attributes there are
+none. One attribute vector per subject is released, the majority of their photos' values; for k-same, the majority of
+the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.errors import PolicyError
+from facecrowd.pipeline.steps import embedding_array
+from facecrowd.pipeline.subjects import Subjects, assign
+from facecrowd.privacy.classes import equivalence_classes, per_subject_majority
+from facecrowd.privacy.microaggregation import microaggregate
+
+NO_CLASS = -1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be released for each of the N rows of the faces manifest, in its order.
+
+    face_id, photo, status, reason : (N,) object; part, row : (N,) where the face lies in the manifest;
+    embedding : (N, D) float32, zeros without a face; class_id : (N,) int32, -1 for none;
+    originals, released : attribute → (N,) object, None where the row has none.
+    """
+
+    face_id: np.ndarray
+    photo: np.ndarray
+    part: np.ndarray
+    row: np.ndarray
+    embedding: np.ndarray
+    subjects: Subjects
+    class_id: np.ndarray
+    originals: dict[str, np.ndarray]
+    released: dict[str, np.ndarray]
+
+    @property
+    def subject_id(self) -> np.ndarray:
+        return self.subjects.subject_id
+
+    @property
+    def status(self) -> np.ndarray:
+        return self.subjects.status
+
+    @property
+    def classes(self) -> int:
+        return int(self.class_id.max(initial=NO_CLASS)) + 1
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The rows that have a subject, and so are released: (n,) int64."""
+        return np.flatnonzero(self.subject_id != "")
+
+    def part_columns(self, part: int) -> dict[str, Any]:
+        """The rows of one part of the plan manifest."""
+        rows = np.flatnonzero(self.part == part)
+        return {
+            "face_id": self.face_id[rows],
+            "photo": self.photo[rows],
+            "part": self.part[rows],
+            "row": self.row[rows],
+            "status": self.status[rows],
+            "reason": self.subjects.reason[rows],
+            "subject_id": self.subject_id[rows],
+            "class_id": self.class_id[rows],
+            "originals": _maps(self.originals, rows),
+            "released": _maps(self.released, rows),
+        }
+
+    def members_columns(self, part: int, classes_per_part: int) -> dict[str, Any]:
+        """The rows of one part of the members manifest: whole classes, by class, subject and place."""
+        low, high = part * classes_per_part, (part + 1) * classes_per_part
+        rows = np.flatnonzero((self.class_id >= low) & (self.class_id < high))
+        order = np.lexsort((self.row[rows], self.part[rows], self.subject_id[rows].astype(str), self.class_id[rows]))
+        rows = rows[order]
+        return {
+            "class_id": self.class_id[rows],
+            "subject_id": self.subject_id[rows],
+            "part": self.part[rows],
+            "row": self.row[rows],
+        }
+
+
+def make(config: ReleaseConfig, source: str, photos: pa.Table, faces: pa.Table) -> Plan:
+    """Assign subjects, cut classes, choose released attributes.
+
+    source : where subjects come from (folder, column, clusters); photos : photo, subject and attributes of every photo;
+    faces : the faces manifest without its crops.
+
+    Raises PolicyError when fewer than k people have a usable face.
+    """
+    photo = _objects(faces["photo"])
+    of_photo = {name: i for i, name in enumerate(photos["photo"].to_pylist())}
+    at = np.fromiter((of_photo[name] for name in photo), dtype=np.int64, count=len(photo))
+    embedding = embedding_array(faces["embedding"])
+    subjects = assign(
+        source,
+        named=_objects(photos["subject"])[at],
+        photo=photo,
+        face_index=faces["face_index"].to_numpy(),
+        status=_objects(faces["status"]),
+        reason=_objects(faces["reason"]),
+        embedding=embedding,
+        threshold=config.input.cluster_threshold,
+    )
+    policy = config.policy
+    names = (*policy.quasi_identifiers, *policy.sensitive)
+    originals = {name: values[at] for name, values in _lookup(photos["attributes"], names).items()}
+    # The input's attributes describe its subject, so a bystander on the photo has none.
+    nobody = subjects.subject_id == ""
+    for values in originals.values():
+        values[nobody] = None
+    class_id, released = _classes(config, subjects, embedding, originals)
+    part = faces["part"].to_numpy()
+    start = np.searchsorted(part, part)
+    return Plan(
+        face_id=_objects(faces["face_id"]),
+        photo=photo,
+        part=part,
+        row=np.arange(len(part)) - start,
+        embedding=embedding,
+        subjects=subjects,
+        class_id=class_id,
+        originals=originals,
+        released=released,
+    )
+
+
+def _classes(
+    config: ReleaseConfig, subjects: Subjects, embedding: np.ndarray, originals: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rows = np.flatnonzero(subjects.subject_id != "")
+    people, person = np.unique(subjects.subject_id[rows].astype(str), return_inverse=True)
+    k = config.policy.k or 1
+    if not len(rows):
+        raise PolicyError("no usable face in the input; the faces manifest in the workspace has the reasons")
+    if len(people) < k:
+        raise PolicyError(f"k = {k} cannot be reached: {len(people)} people have a usable face; lower k or add people")
+    class_id = np.full(len(subjects.subject_id), NO_CLASS, dtype=np.int32)
+    names = config.policy.quasi_identifiers
+    quasi = {name: originals[name][rows] for name in names}
+    shown: dict[str, np.ndarray] = {}
+    if config.method.name == "k-same":
+        class_id[rows] = microaggregate(subject_means(embedding[rows], person, len(people)), k).ids[person]
+        if names:
+            shown = _class_majority(class_id[rows], person, quasi)
+    elif names:
+        shown = _columns(per_subject_majority(person, _table(quasi)).rows())
+        class_id[rows] = equivalence_classes(_table(shown)).ids
+    released = {name: np.full(len(class_id), None, dtype=object) for name in names}
+    for name in names:
+        released[name][rows] = shown[name]
+    return class_id, released
+
+
+def subject_means(embedding: np.ndarray, person: np.ndarray, people: int) -> np.ndarray:
+    """Mean embedding per subject, normalised: (people, D) float32. Sums run in row order, so they repeat exactly."""
+    order = np.argsort(person, kind="stable")
+    starts = np.searchsorted(person[order], np.arange(people))
+    sums = np.add.reduceat(embedding[order].astype(np.float64), starts, axis=0)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return (sums / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def _class_majority(class_id: np.ndarray, person: np.ndarray, quasi: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The value most of a class's subjects have, each with their own majority; what the whole class will show."""
+    vectors = per_subject_majority(person, _table(quasi))
+    first = np.unique(person, return_index=True)[1]
+    return _columns(_rows_of(per_subject_majority(class_id[first], vectors.vectors), class_id))
+
+
+def _rows_of(shown: Any, class_id: np.ndarray) -> pa.Table:
+    position = {c: i for i, c in enumerate(shown.subjects.to_pylist())}
+    return shown.vectors.take(pa.array([position[c] for c in class_id.tolist()]))
+
+
+def _objects(column: pa.ChunkedArray) -> np.ndarray:
+    out = np.empty(len(column), dtype=object)
+    out[:] = column.to_pylist()
+    return out
+
+
+def _table(columns: dict[str, np.ndarray]) -> pa.Table:
+    return pa.table({name: pa.array(values, type=pa.string()) for name, values in columns.items()})
+
+
+def _columns(table: pa.Table) -> dict[str, np.ndarray]:
+    return {name: _objects(table[name]) for name in table.column_names}
+
+
+def _maps(columns: dict[str, np.ndarray], rows: np.ndarray) -> list[dict[str, str]]:
+    """One dict per row; values that are None are left out."""
+    return [{name: values[row] for name, values in columns.items() if values[row] is not None} for row in rows]
+
+
+def _lookup(column: pa.ChunkedArray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns out of a map column: (N,) object each, None where a map lacks the name."""
+    return {name: _objects(pc.map_lookup(column, pa.scalar(name), "first")) for name in names}

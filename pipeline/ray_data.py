@@ -1,0 +1,155 @@
+"""The one place that knows Ray: it maps declared stages onto Ray Data.
+
+The unit of work is a micro-batch with a fixed number, so what a worker makes never depends on the order of work. Stages
+that need the same hardware run fused in one actor, decoded pixels staying in its memory; between groups a micro-batch
+travels as one row of serialised columns without its transient (pixel) columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from facecrowd.pipeline.errors import ConfigError, UnfinishedError
+from facecrowd.pipeline.progress import Progress
+from facecrowd.stages.stage import Batch, Stage
+
+NO_PROGRESS_TIMEOUT_S = 600
+CPU_HEADROOM = 0.95
+"""Pools that together take every CPU starve Ray's own tasks and hang; they share this much of them."""
+
+Source = Callable[[int], Batch]
+Sink = Callable[[int, Batch], int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to each micro-batch of one table: where it comes from, the stages, where it goes."""
+
+    name: str
+    source: Source
+    stages: tuple[Stage, ...]
+    sink: Sink
+
+
+@contextmanager
+def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
+    """A Ray session for one job; one that runs already is used and left running.
+
+    Raises ConfigError when the cluster cannot be reached.
+    """
+    # Workers are told apart from the driver by nothing but Ray, so its chatter is off unless asked for.
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
+        if address == "local":
+            options |= {"include_dashboard": False, "object_store_memory": 512 * 2**20}
+            if cpus:
+                options["num_cpus"] = cpus
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({error})") from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Group:
+    """Consecutive stages that share one actor."""
+
+    def __init__(self, stages: tuple[Stage, ...], source: Source | None, sink: Sink | None) -> None:
+        self.stages, self.source, self.sink = stages, source, sink
+        for stage in stages:
+            stage.setup()
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, Any]:
+        out: dict[str, list[Any]] = {"part": [], "rows": [], "columns": []}
+        for i, number in enumerate(block["part"]):
+            part = int(number)
+            batch = self.source(part) if self.source else pickle.loads(block["columns"][i])  # noqa: S301 - our own bytes
+            batch = apply(self.stages, batch)
+            out["part"].append(part)
+            out["rows"].append(self.sink(part, batch) if self.sink else -1)
+            out["columns"].append(b"" if self.sink else pickle.dumps(self._portable(batch)))
+        return out
+
+    def _portable(self, batch: Batch) -> Batch:
+        transient = {name for stage in self.stages for name in stage.transient}
+        return {name: values for name, values in batch.items() if name not in transient}
+
+
+def apply(stages: Sequence[Stage], batch: Batch) -> Batch:
+    """The stages one after the other, in this process."""
+    for stage in stages:
+        batch = stage(batch)
+    return batch
+
+
+def groups(stages: Sequence[Stage]) -> list[tuple[Stage, ...]]:
+    """Neighbours that need the same hardware, fused."""
+    return [tuple(members) for _, members in groupby(stages, key=lambda s: s.resources.gpus)] or [()]
+
+
+def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
+    """Work off the micro-batches ``parts`` of a step; returns when every sink has been called.
+
+    A worker that dies is replaced and its micro-batch made again. Raises UnfinishedError when a stage fails for a
+    reason that repeats.
+    """
+    if not parts:
+        return
+    import ray
+
+    fused = groups(step.stages)
+    total = ray.cluster_resources().get("CPU", 1.0)
+    asked = [max((s.resources.cpus for s in group), default=1.0) for group in fused]
+    # As many workers as the CPUs carry, shared among the groups; never more than there is work.
+    workers = max(1, min(len(parts), int(total // sum(asked)) or 1))
+    scale = min(1.0, CPU_HEADROOM * total / (workers * sum(asked)))
+    dataset = ray.data.from_items([{"part": int(p)} for p in parts], override_num_blocks=len(parts))
+    for index, group in enumerate(fused):
+        dataset = dataset.map_batches(
+            _Group,
+            fn_constructor_args=(
+                group,
+                step.source if index == 0 else None,
+                step.sink if index == len(fused) - 1 else None,
+            ),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=asked[index] * scale,
+            num_gpus=max((s.resources.gpus for s in group), default=0.0) or None,
+        )
+    try:
+        with progress.step(step.name, len(parts)) as advance:
+            for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
+                advance(int(batch["rows"][0]))
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        cause = _root(error)
+        raise UnfinishedError(f"{step.name}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1:]}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    cause = getattr(error, "cause", None) or error.__cause__
+    return _root(cause) if cause is not None and cause is not error else error

@@ -1,0 +1,484 @@
+"""The order of a release. Reads like the picture in the design: photos → faces → plan → rendered → audit → publish."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from facecrowd.pipeline import leaks, publish, ray_data, steps, summary
+from facecrowd.pipeline import plan as planning
+from facecrowd.pipeline.audit import Counts, Released, audit
+from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.errors import ConfigError, LeakError, PolicyError, ReleaseError
+from facecrowd.pipeline.photos import Listing, listing
+from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.schema import (
+    FACES,
+    JUDGED,
+    LINK,
+    MEMBERS,
+    PHOTOS,
+    PLAN,
+    RENDERED,
+    RENDERED_PHOTOS,
+    SURROGATES,
+    VERSION,
+    Manifest,
+)
+from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
+from facecrowd.stages import models
+from facecrowd.stages.runkey import RunKey
+from facecrowd.stages.stage import OK, Stage
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A release whose input, models, policy and target have been looked at. Nothing has been written yet."""
+
+    config: ReleaseConfig
+    listing: Listing
+    hashes: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """What a dry run says."""
+        c, photos = self.config, len(self.listing.photos)
+        named = "" if self.listing.subjects == "clusters" else f" ({self.listing.named_subjects()} people)"
+        return [
+            f"input: {photos} photos, subjects from {self.listing.subjects}{named}",
+            f"method: {c.method.name}, k: {c.policy.k}, output: {c.output}",
+            f"models: {c.detect.detector} and {c.detect.recogniser}, hashes checked",
+            f"release: {c.release.path}, workspace: {c.workspace_path}",
+            "everything checked; nothing was written",
+        ]
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.config.workspace_path, self.config.workspace.catalog)
+
+    @property
+    def target(self) -> Folder:
+        return Folder(str(self.config.release.path))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished release. ``met``: whether everything the policy asks holds."""
+
+    release: Folder
+    workspace: Folder
+    audit: dict[str, Any]
+    reused: bool = False
+
+    @property
+    def met(self) -> bool:
+        return bool(self.audit["met"])
+
+
+def prepare(config: ReleaseConfig) -> Prepared:
+    """Check everything that can be known before work starts; models that are missing are fetched.
+
+    Raises ConfigError, InputError, PolicyError or ModelError.
+    """
+    if not config.release.path:
+        raise ConfigError("no output: give --output RELEASE, the folder to publish into")
+    found = listing(config.input, config.policy)
+    if found.subjects != "clusters" and found.named_subjects() < (config.policy.k or 1):
+        raise PolicyError(
+            f"k = {config.policy.k} cannot be reached: the input names {found.named_subjects()} people; "
+            "lower k or add people"
+        )
+    hashes = {
+        "detector": models.sha256(models.resolve(config.detect.detector, "detection", folder=config.detect.models)),
+        "recogniser": models.sha256(
+            models.resolve(config.detect.recogniser, "recognition", folder=config.detect.models)
+        ),
+    }
+    prepared = Prepared(config, found, hashes)
+    _apart(prepared)
+    _space(prepared)
+    return prepared
+
+
+def _apart(prepared: Prepared) -> None:
+    """Input, workspace and release must not lie inside each other."""
+    places = {
+        "input": prepared.config.input.path,
+        "workspace": prepared.config.workspace_path,
+        "output": prepared.config.release.path,
+    }
+    real = {name: os.path.realpath(f.local) for name, p in places.items() if (f := Folder(str(p))).local is not None}
+    for a, first in real.items():
+        for b, second in real.items():
+            if a != b and os.path.commonpath([first, second]) == first:
+                if a == "input" and not os.path.isdir(first):
+                    continue
+                raise ConfigError(f"{b} {places[b]} lies inside {a} {places[a]}; keep the two apart")
+
+
+def _space(prepared: Prepared) -> None:
+    """Crops and rendered faces take about 60 kB per photo in the workspace, and half of that in the release."""
+    local = prepared.workspace.folder.local
+    if local is None:
+        return
+    parent = next(p for p in (local, *local.resolve().parents) if p.exists())
+    need = 90_000 * len(prepared.listing.photos)
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise ConfigError(f"workspace {local}: {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed")
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"workspace {local}: {parent} is not writable")
+
+
+def release(prepared: Prepared, progress: Progress) -> Outcome:
+    """Run a release to its end, or on from where a killed one stopped.
+
+    Raises PolicyError, WorkspaceError, UnfinishedError, …; one that misses its policy is an Outcome, no error.
+    """
+    workspace = prepared.workspace
+    key = workspace.create()
+    with workspace.locked():
+        return _Run(prepared, workspace, key, progress).all()
+
+
+@dataclass
+class _Run:
+    prepared: Prepared
+    workspace: Workspace
+    key: RunKey
+    progress: Progress
+    _session: Any = field(default=None, init=False)
+
+    @property
+    def config(self) -> ReleaseConfig:
+        return self.prepared.config
+
+    # ------------------------------------------------------------------------------------------ what decides what
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The run of each table: a hash of all that decides its content. Equal hashes are never made twice."""
+        c = self.config
+        photos = fingerprint(
+            VERSION,
+            c.compute.micro_batch,
+            [(p.photo, p.path, p.bytes, p.subject, p.attributes, p.state) for p in self.prepared.listing.photos],
+        )
+        detect = c.detect.model_dump(exclude={"models", "detector", "recogniser"})
+        faces = fingerprint(photos, detect, c.detect.detector, self.prepared.hashes, self.key.token("run", "key"))
+        policy = c.policy.model_dump()
+        plan = fingerprint(faces, policy, c.method.name, self.prepared.listing.subjects, c.input.cluster_threshold)
+        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality)
+        return {
+            "photos": photos,
+            "faces": faces,
+            "plan": plan,
+            "rendered": rendered,
+            "release": fingerprint(rendered, c.public(), str(c.release.path)),
+        }
+
+    def parts(self, manifest: Manifest, run: str) -> Parts:
+        return self.workspace.parts(manifest, self.names[run])
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.prepared.listing.photos) // self.config.compute.micro_batch)
+
+    # -------------------------------------------------------------------------------------------------- the order
+
+    def all(self) -> Outcome:
+        done = self._published()
+        publish.check_target(self.config, ours=done is not None or self._began())
+        if done is not None:
+            return done
+        self.progress.say(
+            f"photos: {len(self.prepared.listing.photos)}, subjects from: {self.prepared.listing.subjects}"
+        )
+        try:
+            self._photos()
+            self._faces()
+            plan = self._plan()
+            self._render(plan)
+        finally:
+            self._close()
+        return self._publish(plan)
+
+    def _table(self, parts: Parts, count: int, make: Callable[[list[int]], None]) -> None:
+        """Make the parts that are missing, then commit all of them, once."""
+        if self.workspace.committed(parts.manifest, parts.run):
+            return
+        missing = sorted(set(range(count)) - parts.done())
+        if missing and len(missing) < count:
+            self.progress.say(f"{parts.manifest.name}: resuming, {count - len(missing)} of {count} parts are there")
+        make(missing)
+        self.workspace.commit(parts, count)
+
+    def _on_ray(self, step: ray_data.Step) -> Callable[[list[int]], None]:
+        def make(missing: list[int]) -> None:
+            if missing:
+                self._open()
+                ray_data.run(step, missing, self.progress)
+
+        return make
+
+    def _open(self) -> None:
+        if self._session is None:
+            self._session = ray_data.session(self.config.compute.address, self.config.compute.cpus)
+            self._session.__enter__()
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.__exit__(None, None, None)
+            self._session = None
+
+    def _photos(self) -> None:
+        parts, size = self.parts(PHOTOS, "photos"), self.config.compute.micro_batch
+
+        def make(missing: list[int]) -> None:
+            for part in missing:
+                chunk = self.prepared.listing.photos[part * size : (part + 1) * size]
+                columns: dict[str, Any] = {
+                    name: [getattr(p, name) for p in chunk]
+                    for name in ("photo", "path", "bytes", "subject", "attributes")
+                }
+                parts.write(part, columns)
+
+        self._table(parts, self.batches, make)
+
+    def _faces(self) -> None:
+        photos, faces = self.parts(PHOTOS, "photos"), self.parts(FACES, "faces")
+        step = ray_data.Step(
+            "detect",
+            steps.PhotoSource(photos),
+            steps.detect_stages(self.config.detect),
+            steps.FaceSink(faces, self.key),
+        )
+        self._table(faces, self.batches, self._on_ray(step))
+
+    def _plan(self) -> planning.Plan:
+        """Classes are a function of the committed faces, so a resumed job computes the same ones again."""
+        columns = ["face_id", "photo", "part", "face_index", "status", "reason", "embedding"]
+        faces = self.parts(FACES, "faces").read_all(self.batches, columns)
+        photos = self.parts(PHOTOS, "photos").read_all(self.batches, ["photo", "subject", "attributes"])
+        plan = planning.make(self.config, self.prepared.listing.subjects, photos, faces)
+        written, members = self.parts(PLAN, "plan"), self.parts(MEMBERS, "plan")
+
+        def write_plan(missing: list[int]) -> None:
+            for part in missing:
+                written.write(part, plan.part_columns(part))
+
+        def write_members(missing: list[int]) -> None:
+            for part in missing:
+                members.write(part, plan.members_columns(part, steps.CLASSES_PER_PART))
+
+        self._table(written, self.batches, write_plan)
+        if self.config.method.name == "k-same":
+            self._table(members, self._member_parts(plan), write_members)
+        self.progress.say(
+            f"plan: {plan.subjects.count} subjects, {plan.classes} classes, {len(plan.kept)} faces to release, "
+            f"{len(plan.status) - len(plan.kept)} rows left out"
+        )
+        return plan
+
+    @staticmethod
+    def _member_parts(plan: planning.Plan) -> int:
+        return -(-plan.classes // steps.CLASSES_PER_PART)
+
+    def _render(self, planned: planning.Plan) -> None:
+        c = self.config
+        plan, faces = self.parts(PLAN, "plan"), self.parts(FACES, "faces")
+        rendered = self.parts(RENDERED, "rendered")
+        source: ray_data.Source
+        stages: tuple[Stage, ...] = ()
+        if c.method.name == "k-same":
+            surrogates = self.parts(SURROGATES, "rendered")
+            average = ray_data.Step(
+                "average",
+                steps.MemberSource(self.parts(MEMBERS, "plan"), faces),
+                steps.average_stages(c.detect, c.release.quality),
+                steps.SurrogateSink(surrogates),
+            )
+            self._table(surrogates, self._member_parts(planned), self._on_ray(average))
+            source = steps.SurrogateSource(plan, surrogates)
+        else:
+            source = steps.CropSource(plan, faces)
+            stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key)
+        step = ray_data.Step("render", source, stages, steps.RenderedSink(rendered, c.detect.crop_size))
+        self._table(rendered, self.batches, self._on_ray(step))
+        if c.output == "photo":
+            photos = self.parts(RENDERED_PHOTOS, "rendered")
+            blend = ray_data.Step(
+                "blend",
+                steps.BlendSource(self.parts(PHOTOS, "photos"), faces, rendered),
+                steps.blend_stages(c.detect, c.release.quality),
+                steps.PhotoSink(photos),
+            )
+            self._table(photos, self.batches, self._on_ray(blend))
+            judged = self.parts(JUDGED, "rendered")
+            judge = ray_data.Step(
+                "judge",
+                steps.BlendedSource(faces, rendered, photos),
+                steps.judge_photo_stages(c.detect),
+                steps.JudgedSink(judged, c.detect.crop_size),
+            )
+            self._table(judged, self.batches, self._on_ray(judge))
+
+    # ---------------------------------------------------------------------------------------------------- publish
+
+    def _record(self) -> str:
+        return f"release-{self.names['release']}.json"
+
+    def _began(self) -> bool:
+        return self.workspace.folder.exists(self._record())
+
+    def _published(self) -> Outcome | None:
+        """The finished release of this very run, where it still is as it was published."""
+        folder = self.workspace.folder
+        if not self._began():
+            return None
+        card = json.loads(folder.read(self._record())).get("card")
+        target = self.prepared.target
+        if not card or not target.exists(publish.CARD):
+            return None
+        if hashlib.sha256(target.read(publish.CARD)).hexdigest() != card:
+            raise ReleaseError(f"release {target.url}: changed since it was published; remove it to publish again")
+        return Outcome(target, folder, json.loads(target.read(publish.AUDIT)), reused=True)
+
+    def _publish(self, plan: planning.Plan) -> Outcome:
+        target, config = self.prepared.target, self.config
+        self.workspace.folder.write(b"{}", self._record())
+        with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
+            publication = publish.Publication(target, Path(scratch))
+            form = publish.storage_format(config, len(plan.kept))
+            links: list[dict[str, Any]] = []
+            publication.write_images(self._images(plan, links), len(plan.kept), form, config.release.shard_images)
+            self.progress.say(f"publish: {len(links)} images as {form}")
+            counts = Counts(len(self.prepared.listing.photos), self._named(plan), len(links))
+            report = audit(config, plan, self._seen(plan), self.key, counts, self._models())
+            publication.stamp()
+            hits = leaks.scan(
+                publication.staging,
+                publication.images(),
+                publication.expected(),
+                self._sources(plan),
+                self._originals(),
+            )
+            report["leaks"] = [asdict(hit) for hit in hits]
+            report["met"] = report["met"] and not hits
+            publication.write_text(publish.AUDIT, json.dumps(report, indent=1, sort_keys=True) + "\n")
+            publication.write_text(publish.CONFIG, publish.config_text(config))
+            publication.write_text(publish.LICENCES, summary.licences(report))
+            publication.write_text(publish.README, summary.readme(report, form))
+            if hits:
+                raise LeakError(f"release not published: {summary.leak_lines(report['leaks'])}")
+            title = f"facecrowd {config.method.name} release"
+            card = publication.finish(config, title, summary.description(report))
+        self._link(links)
+        self.workspace.folder.write(json.dumps({"card": card}).encode(), self._record())
+        return Outcome(target, self.workspace.folder, report)
+
+    def _seen(self, plan: planning.Plan) -> Released:
+        """The released faces as the judge saw them in the released pixels."""
+        row_of = {face: row for row, face in enumerate(plan.face_id)}
+        rows: list[np.ndarray] = []
+        vectors, detected, hashes = [], [], []
+        parts = self.parts(RENDERED if self.config.output == "crop" else JUDGED, "rendered")
+        for part in range(self.batches):
+            table = parts.read(part, ["face_id", "status", "detected", "embedding"])
+            table = table.filter(pc.equal(table["status"], OK))
+            rows.append(np.array([row_of[face] for face in table["face_id"].to_pylist()], dtype=np.int64))
+            vectors.append(steps.embedding_array(table["embedding"]))
+            detected.append(np.array(table["detected"].to_pylist(), dtype=bool))
+            images = self.parts(RENDERED, "rendered").read(part, ["image"])["image"].drop_null().to_pylist()
+            hashes += [hashlib.sha256(image).hexdigest() for image in images]
+        return Released(np.concatenate(rows), np.concatenate(vectors), np.concatenate(detected), np.array(hashes))
+
+    def _images(self, plan: planning.Plan, links: list[dict[str, Any]]) -> Iterator[publish.Image]:
+        """Every image to release under its random name; ``links`` gathers where each came from."""
+        crop = self.config.output == "crop"
+        source = "face_id" if crop else "photo"
+        ids = plan.face_id if crop else plan.photo
+        row_of = {ids[row]: row for row in plan.kept}
+        parts = self.parts(RENDERED if crop else RENDERED_PHOTOS, "rendered")
+        for part in range(self.batches):
+            for image in parts.read(part, [source, "status", "image", "width", "height"]).to_pylist():
+                row = row_of.get(image[source])
+                # A photo without anybody's face is not released: nobody is known to be hidden in it.
+                if image["status"] != OK or row is None:
+                    continue
+                name = self.key.token("name", image[source], 32)
+                links.append(
+                    {
+                        "name": name,
+                        "face_id": plan.face_id[row] if crop else "",
+                        "photo": plan.photo[row],
+                        "subject_id": plan.subject_id[row],
+                        "class_id": int(plan.class_id[row]),
+                    }
+                )
+                shown = {n: values[row] for n, values in plan.released.items() if values[row] is not None}
+                size = (image["width"], image["height"])
+                yield publish.Image(name, image["image"], *size, self._identity(plan, row), shown)
+
+    def _identity(self, plan: planning.Plan, row: int) -> str:
+        """The label a released face carries."""
+        if self.config.release.identity == "class":
+            return self.key.token("class", str(plan.class_id[row]), 16)
+        if self.config.release.identity == "pseudonym":
+            return self.key.token("pseudonym", plan.subject_id[row], 16)
+        return ""
+
+    def _link(self, links: list[dict[str, Any]]) -> None:
+        parts = self.parts(LINK, "release")
+        names = ("name", "face_id", "photo", "subject_id", "class_id")
+
+        def write(missing: list[int]) -> None:
+            for part in missing:
+                parts.write(part, {name: [link[name] for link in links] for name in names})
+
+        self._table(parts, 1, write)
+
+    def _named(self, plan: planning.Plan) -> int:
+        listed = self.prepared.listing
+        return plan.subjects.count if listed.subjects == "clusters" else listed.named_subjects()
+
+    def _models(self) -> list[dict[str, str]]:
+        detect = self.config.detect
+        return [
+            model_row("detector", detect.detector, self.prepared.hashes["detector"]),
+            model_row("recogniser", detect.recogniser, self.prepared.hashes["recogniser"]),
+        ]
+
+    def _sources(self, plan: planning.Plan) -> set[str]:
+        """Names that must not turn up in a release."""
+        names = {p.photo for p in self.prepared.listing.photos} | {p.path for p in self.prepared.listing.photos}
+        return names | set(plan.subject_id[plan.kept]) | {os.path.basename(name) for name in names}
+
+    def _originals(self) -> set[str]:
+        """Hashes of the crops kept in the workspace."""
+        hashes = set()
+        for part in range(self.batches):
+            crops = self.parts(FACES, "faces").read(part, ["crop"])["crop"].to_pylist()
+            hashes |= {hashlib.sha256(crop).hexdigest() for crop in crops if crop is not None}
+        return hashes
+
+
+def model_row(purpose: str, name: str, digest: str) -> dict[str, str]:
+    """A model as the audit names it: never by a path of this machine."""
+    known = models.MODELS.get(name)
+    return {
+        "name": name if known else f"the user's own ({os.path.basename(name)})",
+        "purpose": purpose,
+        "sha256": digest,
+        "licence": known.licence if known else "as the user has it",
+    }

@@ -1,0 +1,220 @@
+"""The manifests: declared, versioned Arrow schemas. ``docs/data-dictionary.md`` is made from this file.
+
+Workspace tables are private and become Iceberg tables; ``RELEASED`` is what a release publishes. A change of a column's
+name, type or meaning raises ``VERSION``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+VERSION = 1
+EMBEDDING_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: pa.DataType
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One table: its name, what a row is, and its columns."""
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+
+    @property
+    def arrow(self) -> pa.Schema:
+        return pa.schema([pa.field(c.name, c.type) for c in self.columns])
+
+
+_STATUS = (
+    Column("status", pa.string(), "ok, or why later steps leave the row alone"),
+    Column("reason", pa.string(), "the status in words, for a person; empty when ok"),
+)
+_RUN = Column(
+    "run", pa.string(), "hash of all that decides this table's content; a re-run with the same hash is the same"
+)
+_EMBEDDING = pa.list_(pa.float32(), EMBEDDING_SIZE)
+
+PHOTOS = Manifest(
+    "photos",
+    "one input file",
+    (
+        _RUN,
+        Column("photo", pa.string(), "path relative to the input"),
+        Column("path", pa.string(), "where the bytes are: local path or URL"),
+        Column("bytes", pa.int64(), "size of the file"),
+        Column("subject", pa.string(), "the person the input names, empty when it names none"),
+        Column("attributes", pa.map_(pa.string(), pa.string()), "attributes that came with the input"),
+    ),
+)
+
+FACES = Manifest(
+    "faces",
+    "one detected face, or one photo without a usable face",
+    (
+        _RUN,
+        Column("face_id", pa.string(), "HMAC of the photo and the face's number under the run key"),
+        Column("photo", pa.string(), "path relative to the input"),
+        Column("part", pa.int32(), "micro-batch that made the row; the file part-<part>.parquet holds it"),
+        Column("face_index", pa.int32(), "0 for the photo's most prominent face, counting up; -1 without a face"),
+        Column("faces_in_photo", pa.int32(), "detections in the photo, weak ones included"),
+        *_STATUS,
+        Column("photo_width", pa.int32(), "px, upright"),
+        Column("photo_height", pa.int32(), "px, upright"),
+        Column("box", pa.list_(pa.float32(), 4), "x1, y1, x2, y2 in px of the upright photo"),
+        Column(
+            "landmarks", pa.list_(pa.float32(), 10), "x, y of eyes, nose and mouth corners, in px of the upright photo"
+        ),
+        Column("score", pa.float32(), "detection score in 0..1"),
+        Column("matrix", pa.list_(pa.float32(), 6), "2x3 similarity from photo to crop, row by row"),
+        Column("crop", pa.binary(), "the aligned face as JPEG"),
+        Column("embedding", _EMBEDDING, "unit vector of the recogniser"),
+    ),
+)
+
+PLAN = Manifest(
+    "plan",
+    "one row of faces: what will be released for it",
+    (
+        _RUN,
+        Column("face_id", pa.string(), "as in faces"),
+        Column("photo", pa.string(), "as in faces"),
+        Column("part", pa.int32(), "as in faces"),
+        Column("row", pa.int32(), "row within that part"),
+        *_STATUS,
+        Column("subject_id", pa.string(), "the person: the unit of privacy; empty for rows without one"),
+        Column("class_id", pa.int32(), "equivalence class; -1 for none"),
+        Column("originals", pa.map_(pa.string(), pa.string()), "the original's attributes that the policy names"),
+        Column("released", pa.map_(pa.string(), pa.string()), "the attribute values the release shows"),
+    ),
+)
+
+MEMBERS = Manifest(
+    "members",
+    "one face in its class: what a class's surrogate is made from",
+    (
+        _RUN,
+        Column("class_id", pa.int32(), "as in plan; the rows are sorted by it, and a class is never cut"),
+        Column("subject_id", pa.string(), "as in plan"),
+        Column("part", pa.int32(), "as in plan"),
+        Column("row", pa.int32(), "as in plan"),
+    ),
+)
+
+SURROGATES = Manifest(
+    "surrogates",
+    "one class: the face that stands for all its members",
+    (
+        _RUN,
+        Column("class_id", pa.int32(), "as in plan"),
+        Column("subjects", pa.int32(), "people averaged"),
+        Column("faces", pa.int32(), "faces averaged"),
+        Column("image", pa.binary(), "the surrogate as released (JPEG)"),
+        Column("detected", pa.bool_(), "whether the detector finds a face in it"),
+        Column("embedding", _EMBEDDING, "unit vector of the recogniser"),
+    ),
+)
+
+RENDERED = Manifest(
+    "rendered",
+    "one row of plan with the pixels that will be released",
+    (
+        _RUN,
+        Column("face_id", pa.string(), "as in faces"),
+        Column("photo", pa.string(), "as in faces"),
+        *_STATUS,
+        Column("image", pa.binary(), "the released face as JPEG; null when suppressed or in photo output"),
+        Column("width", pa.int32(), "px"),
+        Column("height", pa.int32(), "px"),
+        Column("detected", pa.bool_(), "whether the detector finds a face in the released pixels"),
+        Column("embedding", _EMBEDDING, "unit vector of the recogniser on the released pixels"),
+    ),
+)
+
+RENDERED_PHOTOS = Manifest(
+    "rendered_photos",
+    "one photo with all its faces replaced or covered",
+    (
+        _RUN,
+        Column("photo", pa.string(), "as in faces"),
+        *_STATUS,
+        Column("image", pa.binary(), "the released photo as JPEG; null when suppressed"),
+        Column("width", pa.int32(), "px"),
+        Column("height", pa.int32(), "px"),
+        Column("replaced", pa.int32(), "faces that show a surrogate"),
+        Column("covered", pa.int32(), "faces that are covered"),
+    ),
+)
+
+JUDGED = Manifest(
+    "judged",
+    "one row of rendered as seen in the released photo (photo output)",
+    RENDERED.columns,
+)
+
+LINK = Manifest(
+    "link",
+    "one released image and the source it stands for; never leaves the workspace",
+    (
+        _RUN,
+        Column("name", pa.string(), "name in the release"),
+        Column("face_id", pa.string(), "as in faces; empty in photo output"),
+        Column("photo", pa.string(), "as in faces"),
+        Column("subject_id", pa.string(), "as in plan"),
+        Column("class_id", pa.int32(), "as in plan"),
+    ),
+)
+
+RELEASED = Manifest(
+    "manifest",
+    "one released image",
+    (
+        Column("name", pa.string(), "random name, drawn from the run key; the rows are sorted by it"),
+        Column("file", pa.string(), "file or shard that holds the image, relative to the release"),
+        Column("width", pa.int32(), "px"),
+        Column("height", pa.int32(), "px"),
+        Column("sha256", pa.string(), "hash of the image's bytes"),
+        Column("identity", pa.string(), "class or pseudonym, as release.identity says; empty for none"),
+    ),
+)
+"""Released attributes follow as further string columns, one per quasi-identifier, constant within a class."""
+
+SHARD = Manifest(
+    "shard",
+    "one released image of a Parquet shard",
+    (
+        Column("name", pa.string(), "as in manifest"),
+        Column("image", pa.binary(), "the image's JPEG bytes"),
+    ),
+)
+
+WORKSPACE = (PHOTOS, FACES, PLAN, MEMBERS, SURROGATES, RENDERED, RENDERED_PHOTOS, JUDGED, LINK)
+
+
+def dictionary() -> str:
+    """The data dictionary in Markdown."""
+    lines = [
+        "# Data dictionary",
+        "",
+        f"Schema version {VERSION}. Made from `pipeline/schema.py`; `tests/pipeline/test_schema.py` keeps them equal.",
+    ]
+    for title, manifests in (("Release (public)", (RELEASED, SHARD)), ("Workspace (private)", WORKSPACE)):
+        lines += ["", f"## {title}"]
+        for manifest in manifests:
+            lines += [
+                "",
+                f"### `{manifest.name}`: {manifest.row}",
+                "",
+                "| column | type | meaning |",
+                "| --- | --- | --- |",
+            ]
+            lines += [f"| `{c.name}` | {c.type} | {c.meaning} |" for c in manifest.columns]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,298 @@
+"""Where things lie: files through fsspec, parts written once, tables in an Iceberg catalog, and the workspace.
+
+A part is the output of one micro-batch: ``<workspace>/tables/<table>/<run>/part-000017.parquet``. It appears whole or
+not at all, its content follows from its name alone, and so a killed job continues by making the parts that are missing.
+When all parts of a run are there they are committed to the Iceberg table in one transaction that carries the run's
+hash; a commit whose hash is already in the table's history is not made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from facecrowd.pipeline.errors import ConfigError, WorkspaceError
+from facecrowd.pipeline.schema import Manifest
+from facecrowd.stages.runkey import KEY_BYTES, RunKey
+
+ROW_GROUP = 16
+"""Rows per row group where crops are stored: a class mean reads single rows from many parts."""
+
+NAMESPACE = "facecrowd"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any fsspec filesystem; the credentials come from the environment, never from a config."""
+
+    url: str
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        return self._split()[0]
+
+    @property
+    def root(self) -> str:
+        return self._split()[1]
+
+    def _split(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            raise ConfigError(
+                f"{self.url}: {error}; install facecrowd[s3] or the package that serves this URL"
+            ) from None
+        except ValueError as error:
+            raise ConfigError(f"{self.url}: {error}") from None
+        return fs, root.rstrip("/")
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path, or None on an object store."""
+        scheme = urlsplit(self.url).scheme
+        if scheme in ("", "file") or len(scheme) == 1:
+            return Path(self.root)
+        return None
+
+    def at(self, *names: str) -> str:
+        return posixpath.join(self.root, *names)
+
+    def child(self, *names: str) -> Folder:
+        return Folder(posixpath.join(self.url.rstrip("/"), *names))
+
+    def exists(self, *names: str) -> bool:
+        return bool(self.fs.exists(self.at(*names)))
+
+    def read(self, *names: str) -> bytes:
+        return bytes(self.fs.cat_file(self.at(*names)))
+
+    def write(self, data: bytes, *names: str) -> None:
+        """Write a file that is there whole or not at all: renamed into place locally, one PUT on an object store."""
+        target = self.at(*names)
+        if self.local is None:
+            self.fs.pipe_file(target, data)
+            return
+        os.makedirs(posixpath.dirname(target), exist_ok=True)
+        temporary = f"{target}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+            os.replace(temporary, target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """The file names directly in the folder, sorted; empty when there is no folder."""
+        if not self.exists():
+            return []
+        self.fs.invalidate_cache()
+        return sorted(posixpath.basename(p) for p in self.fs.ls(self.root, detail=False) if p.rstrip("/") != self.root)
+
+    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every file below the folder: path relative to it, and what the filesystem knows of it; sorted."""
+        self.fs.invalidate_cache()
+        found = self.fs.find(self.root, detail=True)
+        for path in sorted(found):
+            yield path[len(self.root) :].lstrip("/"), found[path]
+
+    def remove(self) -> None:
+        if self.exists():
+            self.fs.rm(self.root, recursive=True)
+
+
+def to_parquet(table: pa.Table, row_group: int | None = None) -> bytes:
+    """Parquet bytes that follow from the table alone."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group or max(1, len(table)))
+    return sink.getvalue().to_pybytes()
+
+
+def fingerprint(*values: Any) -> str:
+    """16 hexadecimal digits that name a run: SHA-256 of the values as canonical JSON."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one table and run. Picklable: workers read and write through it."""
+
+    folder: Folder
+    manifest: Manifest
+    run: str
+
+    def name(self, part: int) -> str:
+        return f"part-{part:06d}.parquet"
+
+    def write(self, part: int, columns: dict[str, Any]) -> int:
+        """Write one part from columns of equal length; the run column is filled in. Returns its rows."""
+        schema = self.manifest.arrow
+        length = len(next(iter(columns.values())))
+        columns = {**columns, "run": [self.run] * length}
+        table = pa.Table.from_arrays([_array(columns[f.name], f.type) for f in schema], schema=schema)
+        self.folder.write(to_parquet(table, row_group=ROW_GROUP), self.name(part))
+        return length
+
+    def done(self) -> set[int]:
+        """The numbers of the parts that are there and whole."""
+        numbers = set()
+        for name in self.folder.names():
+            if not (name.startswith("part-") and name.endswith(".parquet")):
+                continue
+            try:
+                with self.folder.fs.open(self.folder.at(name), "rb") as file:
+                    pq.read_metadata(file)
+            except (pa.ArrowInvalid, OSError):
+                continue
+            numbers.add(int(name[5:-8]))
+        return numbers
+
+    def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        with self.folder.fs.open(self.folder.at(self.name(part)), "rb") as file:
+            return pq.read_table(file, columns=list(columns) if columns else None)
+
+    def read_rows(self, part: int, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Single rows of a part, in the order given, reading only the row groups that hold them."""
+        with self.folder.fs.open(self.folder.at(self.name(part)), "rb") as file:
+            parquet = pq.ParquetFile(file)
+            groups = sorted({row // ROW_GROUP for row in rows})
+            table = parquet.read_row_groups(groups, columns=list(columns))
+        start = {group: i * ROW_GROUP for i, group in enumerate(groups)}
+        return table.take([start[row // ROW_GROUP] + row % ROW_GROUP for row in rows])
+
+    def read_all(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """All parts in the order of their numbers."""
+        return pa.concat_tables([self.read(part, columns) for part in range(parts)])
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return values
+    if pa.types.is_fixed_size_list(kind):
+        values = [None if v is None else [float(x) for x in v] for v in values]
+    elif pa.types.is_map(kind):
+        values = [None if v is None else sorted(v.items()) for v in values]
+    elif hasattr(values, "tolist"):
+        values = values.tolist()
+    return pa.array(values, type=kind)
+
+
+@dataclass
+class Workspace:
+    """The private side of a release: run key, parts, Iceberg catalog and lock."""
+
+    url: str
+    catalog_name: str | None = None
+    folder: Folder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = Folder(self.url)
+        if self.folder.local is None and not self.catalog_name:
+            raise ConfigError(
+                f"workspace {self.url}: SQLite cannot live on an object store; name a PyIceberg catalog with "
+                "workspace.catalog (configured in ~/.pyiceberg.yaml or PYICEBERG_CATALOG__NAME__URI)"
+            )
+
+    def create(self) -> RunKey:
+        """Make the folder, readable by its owner alone, and draw the run key, once."""
+        if self.folder.local is not None:
+            self.folder.local.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.local.chmod(0o700)
+        if not self.folder.exists("run.key"):
+            self.folder.write(RunKey.draw().secret.hex().encode(), "run.key")
+            if self.folder.local is not None:
+                (self.folder.local / "run.key").chmod(0o600)
+        return self.key()
+
+    def key(self) -> RunKey:
+        try:
+            secret = bytes.fromhex(self.folder.read("run.key").decode())
+        except FileNotFoundError:
+            raise WorkspaceError(f"workspace {self.url}: no run.key in it; is it a facecrowd workspace?") from None
+        except ValueError:
+            raise WorkspaceError(f"workspace {self.url}: run.key is damaged") from None
+        if len(secret) != KEY_BYTES:
+            raise WorkspaceError(f"workspace {self.url}: run.key is damaged ({len(secret)} bytes)")
+        return RunKey(secret)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the workspace for one job. The operating system drops the lock of a killed one."""
+        if self.folder.local is None:
+            yield  # an object store has no locks; parts are idempotent and commits guarded
+            return
+        with open(self.folder.local / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise WorkspaceError(f"workspace {self.url}: another job is using it; wait for it or stop it") from None
+            yield
+
+    def parts(self, manifest: Manifest, run: str) -> Parts:
+        return Parts(self.folder.child("tables", manifest.name, run), manifest, run)
+
+    def catalog(self) -> Any:
+        """The PyIceberg catalog: the configured one, or SQLite in the workspace."""
+        from pyiceberg.catalog import load_catalog
+
+        if self.catalog_name:
+            return load_catalog(self.catalog_name)
+        assert self.folder.local is not None
+        root = self.folder.local.resolve()
+        return load_catalog(
+            "workspace", type="sql", uri=f"sqlite:///{root}/catalog.db", warehouse=f"file://{root}/warehouse"
+        )
+
+    def committed(self, manifest: Manifest, run: str) -> bool:
+        from pyiceberg.exceptions import NoSuchTableError
+
+        try:
+            table = self.catalog().load_table(self._identifier(manifest))
+        except NoSuchTableError:
+            return False
+        return any(_run_of(snapshot) == run for snapshot in table.snapshots())
+
+    def commit(self, parts: Parts, count: int) -> None:
+        """Add the run's parts to its Iceberg table, exactly once.
+
+        Raises WorkspaceError when a part is missing.
+        """
+        missing = sorted(set(range(count)) - parts.done())
+        if missing:
+            raise WorkspaceError(f"{parts.manifest.name}: {len(missing)} of {count} parts are missing; run it again")
+        catalog = self.catalog()
+        catalog.create_namespace_if_not_exists(NAMESPACE)
+        location = None if self.folder.local is not None else self.folder.child("iceberg", parts.manifest.name).url
+        table = catalog.create_table_if_not_exists(
+            self._identifier(parts.manifest), schema=parts.manifest.arrow, location=location
+        )
+        if any(_run_of(snapshot) == parts.run for snapshot in table.snapshots()):
+            return
+        base = f"file://{parts.folder.local.resolve()}" if parts.folder.local is not None else parts.folder.url
+        files = [f"{base}/{parts.name(part)}" for part in range(count)]
+        with table.transaction() as transaction:
+            transaction.add_files(files, snapshot_properties={"facecrowd.run": parts.run})
+
+    @staticmethod
+    def _identifier(manifest: Manifest) -> tuple[str, str]:
+        return (NAMESPACE, manifest.name)
+
+
+def _run_of(snapshot: Any) -> str | None:
+    return snapshot.summary.additional_properties.get("facecrowd.run") if snapshot.summary else None

@@ -1,0 +1,122 @@
+"""An audit in words: the verdict on a terminal, the README and the licences that travel with a release."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Audit = dict[str, Any]
+
+
+def verdict_lines(audit: Audit) -> list[str]:
+    """What a person wants to know first, a line each."""
+    counts = audit["counts"]
+    subjects = f"{counts['subjects']} subjects (from {counts['subjects_from']})"
+    lines = [
+        f"{counts['photos']} photos, {counts['faces']} faces, {subjects}, {counts['classes']} classes",
+        f"released: {counts['released_images']} images ({counts['distinct_faces']} distinct faces) "
+        f"of {counts['subjects_released']} subjects",
+    ]
+    if counts["not_released"]:
+        left = ", ".join(f"{n} {status}" for status, n in counts["not_released"].items())
+        lines.append(f"not released: {left}")
+    for r in audit["requirements"]:
+        mark = "met" if r["met"] else "NOT MET"
+        note = f" - {r['note']}" if r["note"] else ""
+        lines.append(
+            f"{r['name']}: asked {_figure(r['asked'])}, found {_figure(r['found'])}: {mark} ({r['kind']}){note}"
+        )
+    if audit["classes"]:
+        lines.append(f"effective k (1 / largest share of a class's faces): {_figure(audit['classes']['effective_k'])}")
+    for attack in audit["reidentification"]:
+        lines.append(attack_line(attack))
+    lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"]]
+    lines.append(("private as asked" if audit["met"] else "the policy is NOT met") + f"; {audit['guarantee']['kind']}")
+    return lines
+
+
+def attack_line(attack: dict[str, Any]) -> str:
+    head = f"rank-1 by {attack['recogniser']}, gallery: {attack['gallery']}"
+    if "not_measured" in attack:
+        return f"{head}: not measured ({attack['not_measured']})"
+    return (
+        f"{head}: {attack['rank1_per_subject']:.1%} of subjects [{attack['low']:.1%}, {attack['high']:.1%}], "
+        f"{attack['rank1_per_face']:.1%} of faces, chance {attack['chance']:.2%} "
+        f"({attack['probes']} probes, {attack['gallery_subjects']} people)"
+    )
+
+
+def leak_lines(leaks: list[dict[str, str]]) -> str:
+    shown = "; ".join(f"{leak['kind']} in {leak['where']}: {leak['what']}" for leak in leaks[:3])
+    return shown + (f"; and {len(leaks) - 3} more" if len(leaks) > 3 else "")
+
+
+def description(audit: Audit) -> str:
+    counts = audit["counts"]
+    return (
+        f"{counts['released_images']} images of {counts['subjects_released']} people, "
+        f"anonymised by {audit['method']}. {audit['guarantee']['text']}"
+    )
+
+
+def readme(audit: Audit, form: str) -> str:
+    """README.md of a release."""
+    counts = audit["counts"]
+    stored = {
+        "files": "`images/<name>.jpg`, one JPEG file each",
+        "parquet": "`images/shard-*.parquet`, columns `name` and `image` (JPEG bytes)",
+        "webdataset": "`images/shard-*.tar` (WebDataset: `<name>.jpg` and `<name>.json`)",
+    }[form]
+    what = "aligned faces" if audit["output"] == "crop" else "whole photos with their faces replaced or covered"
+    table = ["| requirement | asked | found | met | kind |", "| --- | --- | --- | --- | --- |"]
+    table += [
+        f"| {r['name']} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else 'no'} | {r['kind']} |"
+        for r in audit["requirements"]
+    ]
+    return "\n".join(
+        [
+            f"# Anonymised faces ({audit['method']})",
+            "",
+            f"{counts['released_images']} images ({what}) of {counts['subjects_released']} people in "
+            f"{counts['classes']} classes; {counts['distinct_faces']} distinct faces. Made with facecrowd.",
+            "",
+            "## What is guaranteed",
+            "",
+            audit["guarantee"]["text"],
+            "",
+            *table,
+            "",
+            "## What was measured",
+            "",
+            *[f"- {attack_line(a)}" for a in audit["reidentification"]],
+            "",
+            "## What is here",
+            "",
+            f"- {stored}, under random names",
+            "- `manifest.parquet`: one row per image, sorted by name",
+            "- `audit.json`: every figure of this page and more",
+            "- `release.yaml`: the settings of the release",
+            "- `metadata.json`: Croissant description with the hash of every file",
+            "- `LICENCES.md`: the terms of the models that were used",
+            "",
+        ]
+    )
+
+
+def licences(audit: Audit) -> str:
+    """LICENCES.md: the terms of third-party models that a release inherits."""
+    lines = [
+        "# Licences of the models used",
+        "",
+        "Weights have terms of their own, whatever the software around them says. These were used for this release.",
+        "",
+        "| model | used as | licence | sha256 |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {m['name']} | {m['purpose']} | {m['licence']} | `{m['sha256']}` |" for m in audit["models"]]
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
