@@ -26,10 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
+from facecrowd.privacy.embeddings import checked, pieces
 from facecrowd.privacy.errors import (
     ColumnError,
-    EmbeddingError,
-    EmptyTableError,
     LengthError,
     PolicyError,
     TooFewSubjectsError,
@@ -37,9 +36,6 @@ from facecrowd.privacy.errors import (
 
 BLOCK = 4096
 """Subjects per block: the block's Gram matrix takes 8 · BLOCK² bytes (128 MiB)."""
-
-PIECE = 16384
-"""Rows converted to float64 at once."""
 
 PASSES = 8
 """Refinement stops after so many passes over a block, or when one changes nothing."""
@@ -109,7 +105,7 @@ def microaggregate(
     -----
     Time is O(N · block · (D + passes)), memory O(block²) beside the input.
     """
-    points = _checked(embeddings)
+    points = checked(embeddings, "subject")
     n = len(points)
     if k < 1:
         raise PolicyError(f"k is {k}; a class has at least 1 subject")
@@ -141,22 +137,6 @@ def microaggregate(
         sse=sse * step * step,
         total=_total(exact) * step * step,
     )
-
-
-def _checked(embeddings: ArrayLike) -> NDArray[Any]:
-    points = np.asarray(embeddings)
-    if points.ndim != 2 or points.dtype.kind not in "fiu":
-        raise EmbeddingError(
-            f"embeddings have shape {points.shape} and type {points.dtype}; give a (subjects, dimensions) array"
-        )
-    if points.shape[0] == 0 or points.shape[1] == 0:
-        raise EmptyTableError(f"embeddings have shape {points.shape}, so there is nobody to group; check the input")
-    finite = np.isfinite(points).all(axis=1)
-    if not finite.all():
-        raise EmbeddingError(
-            f"{int((~finite).sum())} embeddings are not finite, first in row {int(np.argmin(finite))}; leave them out"
-        )
-    return points
 
 
 def _order(subjects: ArrayLike | pa.Array | None, n: int) -> NDArray[np.int64]:
@@ -199,18 +179,13 @@ def _integers(points: NDArray[Any], k: int) -> tuple[NDArray[np.int16], float]:
     and (2k)² within a class; below 2⁵³ every such sum is exact in float64, in whatever order it is taken.
     """
     n, d = points.shape
-    largest = max(float(np.abs(points[rows]).max()) for rows in _slices(n))
+    largest = max(float(np.abs(points[rows]).max()) for rows in pieces(n))
     levels = min(2.0**15 - 1, np.floor(np.sqrt(2.0**53 / (max(n, 4 * k * k) * d))))
     step = largest / levels if largest > 0 else 1.0
     exact = np.empty((n, d), dtype=np.int16)
-    for rows in _slices(n):
+    for rows in pieces(n):
         exact[rows] = np.rint(points[rows].astype(np.float64) / step)
     return exact, step
-
-
-def _slices(n: int) -> list[slice]:
-    """Rows in pieces, so that no float64 copy of a large input is made at once."""
-    return [slice(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
 
 
 def _blocks(points: NDArray[np.int16], members: NDArray[np.int64], k: int, block: int) -> list[NDArray[np.int64]]:
@@ -223,17 +198,17 @@ def _blocks(points: NDArray[np.int16], members: NDArray[np.int64], k: int, block
     n = len(members)
     norms, to_mean, to_far, along = (np.empty(n) for _ in range(4))
     mean = np.zeros(points.shape[1])
-    for rows in _slices(n):
+    for rows in pieces(n):
         mean += points[members[rows]].sum(axis=0, dtype=np.float64)
-    for rows in _slices(n):
+    for rows in pieces(n):
         inside = points[members[rows]].astype(np.float64)
         norms[rows] = np.einsum("ij,ij->i", inside, inside)
         to_mean[rows] = inside @ mean
     far = points[members[np.argmax(n * norms - 2 * to_mean)]].astype(np.float64)
-    for rows in _slices(n):
+    for rows in pieces(n):
         to_far[rows] = points[members[rows]].astype(np.float64) @ far
     farther = points[members[np.argmax(norms - 2 * to_far)]].astype(np.float64)
-    for rows in _slices(n):
+    for rows in pieces(n):
         along[rows] = points[members[rows]].astype(np.float64) @ (farther - far)
     ranked = members[np.argsort(along, kind="stable")]
     half = n // (2 * k) * k
@@ -365,7 +340,7 @@ def _sse(points: NDArray[np.float64], ids: NDArray[np.int64]) -> float:
 def _total(points: NDArray[np.int16]) -> float:
     """The SSE of one class of everybody."""
     squares, sums = 0.0, np.zeros(points.shape[1])
-    for rows in _slices(len(points)):
+    for rows in pieces(len(points)):
         inside = points[rows].astype(np.float64)
         squares += float(np.einsum("ij,ij->", inside, inside))
         sums += inside.sum(axis=0)

@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from facecrowd.privacy.errors import ColumnError, EmbeddingError, EmptyTableError, LengthError, NullValueError
+from facecrowd.privacy.embeddings import unit
+from facecrowd.privacy.errors import ColumnError, EmptyTableError, LengthError, NullValueError
 
 TOLERANCE = 1e-6
 BOOTSTRAPS = 2000
@@ -142,8 +143,8 @@ def identify(
     """
     if not ranks or min(ranks) < 1:
         raise ColumnError(f"ranks are {list(ranks)}; give at least one, counted from 1")
-    faces = _unit(probe, "probe")
-    enrolled = _unit(gallery, "gallery")
+    faces = unit(probe, "probe")
+    enrolled = unit(gallery, "gallery")
     if faces.shape[1] != enrolled.shape[1]:
         raise LengthError(
             f"probes have {faces.shape[1]} dimensions and the gallery {enrolled.shape[1]}; embed both with one network"
@@ -202,26 +203,6 @@ def identify(
         above=above,
         tied=tied,
     )
-
-
-def _unit(embeddings: ArrayLike, what: str) -> NDArray[np.float32]:
-    """Rows of length 1, float32."""
-    points = np.asarray(embeddings)
-    if points.ndim != 2 or points.dtype.kind not in "fiu":
-        raise EmbeddingError(
-            f"{what} embeddings have shape {points.shape} and type {points.dtype}; give a (faces, dimensions) array"
-        )
-    if len(points) == 0:
-        raise EmptyTableError(f"there are no {what} faces, so nothing can be attacked; check the input")
-    points = points.astype(np.float32, copy=False)
-    length = np.sqrt(np.einsum("ij,ij->i", points, points, dtype=np.float64))
-    usable = np.isfinite(length) & (length > 0)
-    if not usable.all():
-        raise EmbeddingError(
-            f"{int((~usable).sum())} {what} embeddings are zero or not finite, first in row {int(np.argmin(usable))}; "
-            "leave those faces out"
-        )
-    return np.asarray(points / length[:, None].astype(np.float32), dtype=np.float32)
 
 
 def _codes(
