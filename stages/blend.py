@@ -23,6 +23,8 @@ FADE = 1.22
 COVER = 1.45
 """A cover's half axes, as a multiple of half the box: an ellipse that holds the box's corners (more than √2)."""
 
+NO_FACE = "no_face"
+
 SURROUND = 1.8
 """The colour of a cover is the mean between its ellipse and the ellipse this much larger than the box."""
 
@@ -54,7 +56,11 @@ def paste(
         template's
     match_colour : shift the surrogate's mean colour to that of the photo around it. Off where a surrogate must depend
         on nothing but its class: the shift is taken from the original photo
+
+    Raises ``ValueError`` where the matrix is not finite: nothing would be pasted, and the face left as it was.
     """
+    if not np.isfinite(matrix).all():
+        raise ValueError("the face has no alignment to be pasted by")
     size = rendered.shape[0]
     back = align.invert(np.asarray(matrix, np.float64).reshape(2, 3))
     seen = align.apply(back, np.array([[0, 0], [size, 0], [0, size], [size, size]], np.float64))
@@ -136,7 +142,8 @@ class Blend(Stage):
     """One row per photo from its rows of faces: the photo with every face replaced or covered.
 
     All rows of a photo must come in one batch. A face with status ``ok`` and a rendering is replaced; any other row
-    that has a box is covered, whatever its status says (``low_score``, ``too_small``, suppressed, failed).
+    that has a box is covered, whatever its status says (``low_score``, ``too_small``, suppressed, failed). A photo with
+    a row that can be neither is withheld.
 
     blended : (H, W, 3) uint8 RGB; None where the photo could not be read or treated
     faces_replaced, faces_covered : int32
@@ -175,8 +182,11 @@ class Blend(Stage):
             if photo is None:
                 continue
             try:
-                replaced = [i for i in members if face_status[i] == OK and batch["rendered"][i] is not None]
-                rest = [i for i in members if i not in replaced and np.isfinite(batch["box"][i]).all()]
+                replaced = [i for i in members if self._replaceable(batch, i, face_status[i])]
+                rest = [i for i in members if i not in replaced and face_status[i] != NO_FACE]
+                for i in rest:
+                    if not np.isfinite(batch["box"][i]).all():
+                        raise ValueError(f"a face has no box to be covered by ({face_status[i]}: {face_reason[i]})")
                 surrogates = [(batch["rendered"][i], batch["matrix"][i], batch["box"][i]) for i in replaced]
                 photos[n] = blend(photo, surrogates, [batch["box"][i] for i in rest], self.match_colour)
                 counts[n] = len(replaced), len(rest)
@@ -188,3 +198,6 @@ class Blend(Stage):
         out.update(blended=photos, faces_replaced=counts[:, 0], faces_covered=counts[:, 1])
         out.update(status=status, reason=reason)
         return out
+
+    def _replaceable(self, batch: Batch, row: int, status: str) -> bool:
+        return status == OK and batch["rendered"][row] is not None and bool(np.isfinite(batch["matrix"][row]).all())

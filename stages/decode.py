@@ -8,6 +8,7 @@ profiles are ignored: the numbers are taken as sRGB.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +97,8 @@ def _exif_orientation(data: bytes) -> int:
 
 def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        # Pillow warns of sizes that are within the caller's limit, and of damage that is reported here by name.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse_bomb(*image.size, max_pixels)
             image.load()
             frame = ImageOps.exif_transpose(image)
