@@ -27,9 +27,9 @@ PROBES = 20_000
 
 GUARANTEE = (
     "At most 1/k per subject: whoever is shown a released face names the person behind it with probability at most "
-    "1/k, under a uniform prior over the class and without other knowledge. It holds because a released face is the mean of "
-    "its class's subjects and depends on nothing else. Unequal photo counts tilt it: guessing the most-photographed "
-    "person of a class is right with the share given as 1 / effective k."
+    "1/k, under a uniform prior over the class and without other knowledge. It holds because a released face is the "
+    "mean of its class's subjects and depends on nothing else. Unequal photo counts tilt it: guessing the "
+    "most-photographed person of a class is right with the share given as 1 / effective k."
 )
 NO_GUARANTEE = (
     "No guarantee: this method alters each photo on its own, and what is left may still identify the person. "
@@ -61,11 +61,10 @@ class Released:
 
 @dataclass(frozen=True)
 class Counts:
-    """Photos in the input, people it names (or clusters found), images in the release."""
+    """Photos in the input, and the people it names (or clusters found)."""
 
     photos: int
     named: int
-    images: int
 
 
 def audit(
@@ -74,11 +73,12 @@ def audit(
     released: Released,
     key: RunKey,
     counts: Counts,
+    images: int,
     models: list[dict[str, str]],
 ) -> dict[str, Any]:
     """Everything the report says, as plain data; ``met`` is the verdict on the policy.
 
-    models : name, purpose, sha256 and licence of every model used.
+    images : images in the release; models : name, purpose, sha256 and licence of every model used.
     """
     formal = config.method.name == "k-same" and config.output == "crop" and plan.subjects.source != "clusters"
     rows = released.row
@@ -104,7 +104,7 @@ def audit(
             "split_rate": plan.subjects.split_rate,
             "classes": plan.classes,
             "released_faces": len(rows),
-            "released_images": counts.images,
+            "released_images": images,
             "distinct_faces": len(set(released.hashes.tolist())),
             "not_released": dict(sorted(Counter(plan.status[plan.subject_id == ""].tolist()).items())),
         },

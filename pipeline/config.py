@@ -49,7 +49,7 @@ class Input(Section):
         "image_id", "Column of the attribute table that holds the photo's file name or its path relative to the input."
     )
     cluster_threshold: float = option(
-        0.35, "Cosine similarity from which two faces are one person, for subjects: clusters.", gt=-1, lt=1
+        0.36, "Cosine similarity from which two faces are one person, for subjects: clusters.", gt=-1, lt=1
     )
 
 

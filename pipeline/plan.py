@@ -92,6 +92,24 @@ class Plan:
         }
 
 
+def load(config: ReleaseConfig, plan: pa.Table, faces: pa.Table, source: str, split_rate: float | None) -> Plan:
+    """A plan as it was committed: its manifest and the embeddings of the faces manifest, both whole and in order."""
+    subjects = Subjects(
+        _objects(plan["subject_id"]), _objects(plan["status"]), _objects(plan["reason"]), source, split_rate
+    )
+    return Plan(
+        face_id=_objects(plan["face_id"]),
+        photo=_objects(plan["photo"]),
+        part=plan["part"].to_numpy(),
+        row=plan["row"].to_numpy(),
+        embedding=embedding_array(faces["embedding"]),
+        subjects=subjects,
+        class_id=plan["class_id"].to_numpy(),
+        originals=_lookup(plan["originals"], (*config.policy.quasi_identifiers, *config.policy.sensitive)),
+        released=_lookup(plan["released"], config.policy.quasi_identifiers),
+    )
+
+
 def make(config: ReleaseConfig, source: str, photos: pa.Table, faces: pa.Table) -> Plan:
     """Assign subjects, cut classes, choose released attributes.
 

@@ -50,6 +50,7 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     started = not ray.is_initialized()
@@ -60,19 +61,35 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
             if cpus:
                 options["num_cpus"] = cpus
         try:
-            ray.init(**options)
+            with _hushed():
+                ray.init(**options)
         except ConnectionError as error:
             raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({error})") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What a worker raised reaches the caller; Ray's own account of it would only stand above it.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Ray's C++ side announces on standard error that it will be quiet; nothing else is lost, errors are raised."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class _Group:
@@ -145,11 +162,13 @@ def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
         with progress.step(step.name, len(parts)) as advance:
             for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
                 advance(int(batch["rows"][0]))
-    except (ray.exceptions.RayError, RuntimeError) as error:
+    except Exception as error:
         cause = _root(error)
-        raise UnfinishedError(f"{step.name}: {type(cause).__name__}: {str(cause).strip().splitlines()[-1:]}") from error
+        what = (str(cause).strip().splitlines() or ["no message"])[0]
+        raise UnfinishedError(f"{step.name}: {type(cause).__name__}: {what}; start it again to go on") from error
 
 
 def _root(error: BaseException) -> BaseException:
+    """What a worker raised, below Ray's wrapping."""
     cause = getattr(error, "cause", None) or error.__cause__
-    return _root(cause) if cause is not None and cause is not error else error
+    return _root(cause) if isinstance(cause, BaseException) and cause is not error else error

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from facecrowd.pipeline import leaks, publish, ray_data, steps, summary
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.audit import Counts, Released, audit
 from facecrowd.pipeline.config import ReleaseConfig
-from facecrowd.pipeline.errors import ConfigError, LeakError, PolicyError, ReleaseError
+from facecrowd.pipeline.errors import ConfigError, LeakError, PolicyError, ReleaseError, WorkspaceError
 from facecrowd.pipeline.photos import Listing, listing
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.schema import (
@@ -98,13 +98,7 @@ def prepare(config: ReleaseConfig) -> Prepared:
             f"k = {config.policy.k} cannot be reached: the input names {found.named_subjects()} people; "
             "lower k or add people"
         )
-    hashes = {
-        "detector": models.sha256(models.resolve(config.detect.detector, "detection", folder=config.detect.models)),
-        "recogniser": models.sha256(
-            models.resolve(config.detect.recogniser, "recognition", folder=config.detect.models)
-        ),
-    }
-    prepared = Prepared(config, found, hashes)
+    prepared = Prepared(config, found, model_hashes(config))
     _apart(prepared)
     _space(prepared)
     return prepared
@@ -336,7 +330,7 @@ class _Run:
     # ---------------------------------------------------------------------------------------------------- publish
 
     def _record(self) -> str:
-        return f"release-{self.names['release']}.json"
+        return f"releases/{self.names['release']}.json"
 
     def _began(self) -> bool:
         return self.workspace.folder.exists(self._record())
@@ -346,7 +340,7 @@ class _Run:
         folder = self.workspace.folder
         if not self._began():
             return None
-        card = json.loads(folder.read(self._record())).get("card")
+        card = Record.read(folder, self._record()).card
         target = self.prepared.target
         if not card or not target.exists(publish.CARD):
             return None
@@ -356,15 +350,25 @@ class _Run:
 
     def _publish(self, plan: planning.Plan) -> Outcome:
         target, config = self.prepared.target, self.config
-        self.workspace.folder.write(b"{}", self._record())
+        counts = Counts(len(self.prepared.listing.photos), self._named(plan))
+        record = Record(
+            "", self.config, self.names, self.batches, counts, plan.subjects.source, plan.subjects.split_rate
+        )
+        record.write(self.workspace.folder, self._record())
         with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
             publication = publish.Publication(target, Path(scratch))
             form = publish.storage_format(config, len(plan.kept))
-            links: list[dict[str, Any]] = []
-            publication.write_images(self._images(plan, links), len(plan.kept), form, config.release.shard_images)
-            self.progress.say(f"publish: {len(links)} images as {form}")
-            counts = Counts(len(self.prepared.listing.photos), self._named(plan), len(links))
-            report = audit(config, plan, self._seen(plan), self.key, counts, self._models())
+            names: dict[str, str] = {}
+            publication.write_images(self._images(plan, names), len(plan.kept), form, config.release.shard_images)
+            self.progress.say(f"publish: {len(names)} images as {form}")
+            self._link(plan, names, publication.rows)
+            seen = released_faces(
+                plan,
+                self.parts(RENDERED if config.output == "crop" else JUDGED, "rendered"),
+                self.batches,
+                self._hashes(),
+            )
+            report = audit(config, plan, seen, self.key, counts, len(names), model_rows(config, self.prepared.hashes))
             publication.stamp()
             hits = leaks.scan(
                 publication.staging,
@@ -383,81 +387,69 @@ class _Run:
                 raise LeakError(f"release not published: {summary.leak_lines(report['leaks'])}")
             title = f"facecrowd {config.method.name} release"
             card = publication.finish(config, title, summary.description(report))
-        self._link(links)
-        self.workspace.folder.write(json.dumps({"card": card}).encode(), self._record())
+        replace(record, card=card).write(self.workspace.folder, self._record())
         return Outcome(target, self.workspace.folder, report)
 
-    def _seen(self, plan: planning.Plan) -> Released:
-        """The released faces as the judge saw them in the released pixels."""
-        row_of = {face: row for row, face in enumerate(plan.face_id)}
-        rows: list[np.ndarray] = []
-        vectors, detected, hashes = [], [], []
-        parts = self.parts(RENDERED if self.config.output == "crop" else JUDGED, "rendered")
+    def _hashes(self) -> list[str]:
+        """The hash of every rendered face, in the plan's order."""
+        hashes: list[str] = []
         for part in range(self.batches):
-            table = parts.read(part, ["face_id", "status", "detected", "embedding"])
-            table = table.filter(pc.equal(table["status"], OK))
-            rows.append(np.array([row_of[face] for face in table["face_id"].to_pylist()], dtype=np.int64))
-            vectors.append(steps.embedding_array(table["embedding"]))
-            detected.append(np.array(table["detected"].to_pylist(), dtype=bool))
-            images = self.parts(RENDERED, "rendered").read(part, ["image"])["image"].drop_null().to_pylist()
-            hashes += [hashlib.sha256(image).hexdigest() for image in images]
-        return Released(np.concatenate(rows), np.concatenate(vectors), np.concatenate(detected), np.array(hashes))
+            images = self.parts(RENDERED, "rendered").read(part, ["image"])["image"].to_pylist()
+            hashes += [hashlib.sha256(image).hexdigest() if image is not None else "" for image in images]
+        return hashes
 
-    def _images(self, plan: planning.Plan, links: list[dict[str, Any]]) -> Iterator[publish.Image]:
-        """Every image to release under its random name; ``links`` gathers where each came from."""
+    def _images(self, plan: planning.Plan, names: dict[str, str]) -> Iterator[publish.Image]:
+        """Every image to release under its random name; ``names`` gathers them by face id or photo."""
         crop = self.config.output == "crop"
-        source = "face_id" if crop else "photo"
-        ids = plan.face_id if crop else plan.photo
-        row_of = {ids[row]: row for row in plan.kept}
+        source, ids = ("face_id", plan.face_id) if crop else ("photo", plan.photo)
+        rows_of: dict[str, list[int]] = {}
+        for row in plan.kept:
+            rows_of.setdefault(ids[row], []).append(int(row))
         parts = self.parts(RENDERED if crop else RENDERED_PHOTOS, "rendered")
         for part in range(self.batches):
             for image in parts.read(part, [source, "status", "image", "width", "height"]).to_pylist():
-                row = row_of.get(image[source])
+                rows = rows_of.get(image[source], [])
                 # A photo without anybody's face is not released: nobody is known to be hidden in it.
-                if image["status"] != OK or row is None:
+                if image["status"] != OK or not rows:
                     continue
-                name = self.key.token("name", image[source], 32)
-                links.append(
-                    {
-                        "name": name,
-                        "face_id": plan.face_id[row] if crop else "",
-                        "photo": plan.photo[row],
-                        "subject_id": plan.subject_id[row],
-                        "class_id": int(plan.class_id[row]),
-                    }
-                )
-                shown = {n: values[row] for n, values in plan.released.items() if values[row] is not None}
-                size = (image["width"], image["height"])
-                yield publish.Image(name, image["image"], *size, self._identity(plan, row), shown)
+                name = names[image[source]] = self.key.token("name", image[source], 32)
+                # A photo of several people carries the label and the attributes of none.
+                label, shown = self._label(plan, rows[0]) if len(rows) == 1 else ("", {})
+                yield publish.Image(name, image["image"], image["width"], image["height"], label, shown)
 
-    def _identity(self, plan: planning.Plan, row: int) -> str:
-        """The label a released face carries."""
-        if self.config.release.identity == "class":
-            return self.key.token("class", str(plan.class_id[row]), 16)
-        if self.config.release.identity == "pseudonym":
-            return self.key.token("pseudonym", plan.subject_id[row], 16)
-        return ""
+    def _label(self, plan: planning.Plan, row: int) -> tuple[str, dict[str, str]]:
+        """The identity and the attributes that a released face carries."""
+        identity = {
+            "none": "",
+            "class": self.key.token("class", str(plan.class_id[row]), 16),
+            "pseudonym": self.key.token("pseudonym", plan.subject_id[row], 16),
+        }[self.config.release.identity]
+        return identity, {n: values[row] for n, values in plan.released.items() if values[row] is not None}
 
-    def _link(self, links: list[dict[str, Any]]) -> None:
-        parts = self.parts(LINK, "release")
-        names = ("name", "face_id", "photo", "subject_id", "class_id")
+    def _link(self, plan: planning.Plan, names: dict[str, str], images: list[dict[str, Any]]) -> None:
+        """Keep, privately, which face every released image shows; ``images``: the rows of the release's manifest."""
+        parts, size = self.parts(LINK, "release"), steps.IMAGES_PER_PART
+        ids = plan.face_id if self.config.output == "crop" else plan.photo
+        rows_of: dict[str, list[int]] = {}
+        for row in plan.kept:
+            if ids[row] in names:
+                rows_of.setdefault(names[ids[row]], []).append(int(row))
 
         def write(missing: list[int]) -> None:
             for part in missing:
-                parts.write(part, {name: [link[name] for link in links] for name in names})
+                shown = [
+                    (row, image) for image in images[part * size : (part + 1) * size] for row in rows_of[image["name"]]
+                ]
+                rows = [row for row, _ in shown]
+                columns = {name: getattr(plan, name)[rows] for name in ("face_id", "photo", "part", "row")}
+                public = {name: [image[name] for _, image in shown] for name in ("name", "file", "sha256")}
+                parts.write(part, {**columns, **public})
 
-        self._table(parts, 1, write)
+        self._table(parts, -(-len(images) // size), write)
 
     def _named(self, plan: planning.Plan) -> int:
         listed = self.prepared.listing
         return plan.subjects.count if listed.subjects == "clusters" else listed.named_subjects()
-
-    def _models(self) -> list[dict[str, str]]:
-        detect = self.config.detect
-        return [
-            model_row("detector", detect.detector, self.prepared.hashes["detector"]),
-            model_row("recogniser", detect.recogniser, self.prepared.hashes["recogniser"]),
-        ]
 
     def _sources(self, plan: planning.Plan) -> set[str]:
         """Names that must not turn up in a release."""
@@ -471,6 +463,68 @@ class _Run:
             crops = self.parts(FACES, "faces").read(part, ["crop"])["crop"].to_pylist()
             hashes |= {hashlib.sha256(crop).hexdigest() for crop in crops if crop is not None}
         return hashes
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a workspace keeps of a release it made, to audit it again. ``card`` is empty until it is published."""
+
+    card: str
+    config: ReleaseConfig
+    runs: dict[str, str]
+    parts: int
+    counts: Counts
+    subjects_from: str
+    split_rate: float | None
+
+    def write(self, folder: Folder, name: str) -> None:
+        data = {**vars(self), "config": self.config.model_dump(mode="json"), "counts": asdict(self.counts)}
+        folder.write(json.dumps(data, indent=1).encode(), *name.split("/"))
+
+    @classmethod
+    def read(cls, folder: Folder, name: str) -> Record:
+        data = json.loads(folder.read(*name.split("/")))
+        config = ReleaseConfig.model_validate(data.pop("config"))
+        return cls(**{**data, "config": config, "counts": Counts(**data["counts"])})
+
+    @classmethod
+    def of(cls, folder: Folder, card: str) -> Record:
+        """The record of the release whose card has this hash. Raises WorkspaceError where there is none."""
+        for name in folder.child("releases").names():
+            record = cls.read(folder, f"releases/{name}")
+            if record.card == card:
+                return record
+        raise WorkspaceError(f"workspace {folder.url}: did not make this release, or the release was changed since")
+
+
+def released_faces(plan: planning.Plan, parts: Parts, count: int, hashes: list[str]) -> Released:
+    """The released faces as the judge saw them; ``hashes``: of every rendered face, in the plan's order."""
+    row_of = {face: row for row, face in enumerate(plan.face_id)}
+    rows: list[int] = []
+    vectors, detected = [], []
+    for part in range(count):
+        table = parts.read(part, ["face_id", "status", "detected", "embedding"])
+        table = table.filter(pc.equal(table["status"], OK))
+        rows += [row_of[face] for face in table["face_id"].to_pylist()]
+        vectors.append(steps.embedding_array(table["embedding"]))
+        detected += table["detected"].to_pylist()
+    kept = np.array([hashes[row] for row in rows], dtype=object)
+    return Released(np.array(rows, dtype=np.int64), np.concatenate(vectors), np.array(detected, dtype=bool), kept)
+
+
+def model_rows(config: ReleaseConfig, hashes: dict[str, str]) -> list[dict[str, str]]:
+    """The models of a run as the audit names them."""
+    names = {"detector": config.detect.detector, "recogniser": config.detect.recogniser}
+    return [model_row(purpose, name, hashes[purpose]) for purpose, name in names.items()]
+
+
+def model_hashes(config: ReleaseConfig) -> dict[str, str]:
+    """SHA-256 of the detector's and the recogniser's file; fetched where they are missing. Raises ModelError."""
+    detect = config.detect
+    return {
+        "detector": models.sha256(models.resolve(detect.detector, "detection", folder=detect.models)),
+        "recogniser": models.sha256(models.resolve(detect.recogniser, "recognition", folder=detect.models)),
+    }
 
 
 def model_row(purpose: str, name: str, digest: str) -> dict[str, str]:

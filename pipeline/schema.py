@@ -162,14 +162,16 @@ JUDGED = Manifest(
 
 LINK = Manifest(
     "link",
-    "one released image and the source it stands for; never leaves the workspace",
+    "one released face, the image that shows it and the source it stands for; never leaves the workspace",
     (
         _RUN,
-        Column("name", pa.string(), "name in the release"),
-        Column("face_id", pa.string(), "as in faces; empty in photo output"),
+        Column("name", pa.string(), "name of the image in the release"),
+        Column("file", pa.string(), "as in manifest"),
+        Column("sha256", pa.string(), "as in manifest"),
+        Column("face_id", pa.string(), "as in faces"),
         Column("photo", pa.string(), "as in faces"),
-        Column("subject_id", pa.string(), "as in plan"),
-        Column("class_id", pa.int32(), "as in plan"),
+        Column("part", pa.int32(), "as in plan"),
+        Column("row", pa.int32(), "as in plan"),
     ),
 )
 

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from facecrowd.pipeline.config import Detect as DetectConfig
 from facecrowd.pipeline.config import Method
+from facecrowd.pipeline.publish import read_images
 from facecrowd.pipeline.schema import EMBEDDING_SIZE
-from facecrowd.pipeline.storage import Parts
+from facecrowd.pipeline.storage import Folder, Parts
 from facecrowd.stages.align import Align
 from facecrowd.stages.average import Average
 from facecrowd.stages.blend import Blend
@@ -31,6 +32,7 @@ from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Batch, Stage
 
 CLASSES_PER_PART = 32
+IMAGES_PER_PART = 64
 CROP_QUALITY = 95
 """Of the crops kept in the workspace: high, because they are encoded once more for a release."""
 
@@ -43,8 +45,7 @@ class PhotoSource:
     photos: Parts
 
     def __call__(self, part: int) -> Batch:
-        table = self.photos.read(part, ["photo", "path"])
-        return {"photo_name": table["photo"].to_pylist(), "path": table["path"].to_pylist()}
+        return _named(self.photos.read(part, ["photo", "path"]))
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class SurrogateSource:
 
     def __call__(self, part: int) -> Batch:
         table = self.plan.read(part, ["face_id", "photo", "status", "reason", "class_id"])
-        batch = _columns(table)
+        batch = _named(table)
         classes = table["class_id"].to_numpy()
         faces = Faces.empty(len(table))
         for shard in np.unique(classes[classes >= 0] // CLASSES_PER_PART):
@@ -205,8 +206,14 @@ class CropSource:
     faces: Parts
 
     def __call__(self, part: int) -> Batch:
-        batch = _columns(self.plan.read(part, ["face_id", "photo", "status", "reason"]))
-        return {**batch, "crop_image": self.faces.read(part, ["crop"])["crop"].to_pylist()}
+        batch = _named(self.plan.read(part, ["face_id", "photo", "status", "reason"]))
+        own = self.faces.read(part, ["crop", "landmarks", "matrix"])
+        return {
+            **batch,
+            "crop_image": own["crop"].to_pylist(),
+            "landmarks": _floats(own["landmarks"].to_pylist(), 10),
+            "matrix": _floats(own["matrix"].to_pylist(), 6),
+        }
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,7 @@ class RenderedSink:
             part,
             {
                 "face_id": batch["face_id"],
-                "photo": batch["photo"],
+                "photo": batch["photo_name"],
                 "status": list(batch["status"]),
                 "reason": list(batch["reason"]),
                 "image": _where(ok, batch["image"]),
@@ -261,13 +268,12 @@ class BlendSource:
     def __call__(self, part: int) -> Batch:
         paths = self.photos.read(part, ["photo", "path"])
         path_of = dict(zip(paths["photo"].to_pylist(), paths["path"].to_pylist(), strict=True))
-        batch = _columns(self.faces.read(part, ["photo", "face_id", "box", "landmarks", "matrix"]))
-        batch |= _columns(self.rendered.read(part, ["status", "reason", "image"]))
-        names = batch.pop("photo")
+        batch = _named(self.faces.read(part, ["photo", "face_id", "box", "landmarks", "matrix"]))
+        batch |= _named(self.rendered.read(part, ["status", "reason", "image"]))
+        names = batch["photo_name"]
         # A weak detection is not ok, yet its photo is read and the face covered.
         return {
             **batch,
-            "photo_name": names,
             "path": [path_of[name] for name in names],
             "face_status": batch["status"],
             "status": [OK] * len(names),
@@ -318,8 +324,8 @@ class BlendedSource:
     def __call__(self, part: int) -> Batch:
         photos = self.rendered_photos.read(part, ["photo", "status", "reason", "image"]).to_pylist()
         by_name = {photo["photo"]: photo for photo in photos}
-        batch = _columns(self.rendered.read(part, ["face_id", "photo", "status", "reason"]))
-        of = [by_name[name] for name in batch["photo"]]
+        batch = _named(self.rendered.read(part, ["face_id", "photo", "status", "reason"]))
+        of = [by_name[name] for name in batch["photo_name"]]
         # A photo that failed takes its faces with it.
         for row, photo in enumerate(of):
             if batch["status"][row] == OK and photo["status"] != OK:
@@ -343,6 +349,32 @@ def judge_photo_stages(config: DetectConfig) -> tuple[Stage, ...]:
     return (DecodeImages("image", "photo"), Align(crop_size=config.crop_size), judge(config, column="crop"))
 
 
+# ----------------------------------------------------------------------------------------------------------- audit
+
+
+@dataclass(frozen=True)
+class ReleasedSource:
+    """The faces of a published release, from its files, by the private link."""
+
+    release: Folder
+    link: Parts
+    faces: Parts
+
+    def __call__(self, part: int) -> Batch:
+        link = self.link.read(part)
+        shown = {(row["name"], row["file"]): row for row in link.select(["name", "file"]).to_pylist()}
+        image_of = dict(read_images(self.release, list(shown.values())))
+        landmarks = np.full((len(link), 10), np.nan, np.float32)
+        parts = link["part"].to_numpy()
+        for source in np.unique(parts):
+            where = np.flatnonzero(parts == source)
+            found = self.faces.read_rows(int(source), link["row"].to_numpy()[where].tolist(), ["landmarks"])
+            landmarks[where] = _floats(found["landmarks"].to_pylist(), 10)
+        batch = _named(link.select(["face_id", "photo"]))
+        image = [image_of[name] for name in link["name"].to_pylist()]
+        return {**batch, "status": [OK] * len(link), "reason": [""] * len(link), "image": image, "landmarks": landmarks}
+
+
 # --------------------------------------------------------------------------------------------------------- columns
 
 
@@ -356,8 +388,9 @@ def _floats(cells: list[Any], size: int) -> np.ndarray:
     return np.array([[np.nan] * size if cell is None else cell for cell in cells], dtype=np.float32).reshape(-1, size)
 
 
-def _columns(table: pa.Table) -> Batch:
-    return {name: table[name].to_pylist() for name in table.column_names}
+def _named(table: pa.Table) -> Batch:
+    """The columns of a manifest as a batch, where ``photo`` is kept for pixels: the name becomes ``photo_name``."""
+    return {"photo_name" if name == "photo" else name: table[name].to_pylist() for name in table.column_names}
 
 
 def embedding_array(column: pa.ChunkedArray) -> np.ndarray:

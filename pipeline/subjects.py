@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from facecrowd.privacy.clusters import cluster_subjects
 from facecrowd.stages.stage import OK
 
 BYSTANDER = "bystander"
@@ -52,11 +53,9 @@ def assign(
     subject = np.full(len(named), "", dtype=object)
     usable = np.flatnonzero(status == OK)
     if source == "clusters":
-        from facecrowd.privacy.clusters import cluster_subjects
-
         found = cluster_subjects(embedding[usable], threshold=threshold)
-        width = len(str(int(found.labels.max(initial=0))))
-        subject[usable] = [f"cluster-{label:0{width}d}" for label in found.labels]
+        width = len(str(found.count))
+        subject[usable] = [f"cluster-{label:0{width}d}" for label in found.ids]
         return Subjects(subject, status, reason, source, found.split_rate)
 
     _, of_photo, faces = np.unique(photo[usable].astype(str), return_inverse=True, return_counts=True)

@@ -8,7 +8,7 @@ Audit = dict[str, Any]
 
 
 def verdict_lines(audit: Audit) -> list[str]:
-    """What a person wants to know first, a line each."""
+    """What a person wants to know, a line each."""
     counts = audit["counts"]
     subjects = f"{counts['subjects']} subjects (from {counts['subjects_from']})"
     lines = [
@@ -30,8 +30,16 @@ def verdict_lines(audit: Audit) -> list[str]:
     for attack in audit["reidentification"]:
         lines.append(attack_line(attack))
     lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"]]
-    lines.append(("private as asked" if audit["met"] else "the policy is NOT met") + f"; {audit['guarantee']['kind']}")
-    return lines
+    return [*lines, conclusion(audit)]
+
+
+def conclusion(audit: Audit) -> str:
+    """The verdict in one sentence."""
+    if not audit["met"]:
+        return "verdict: NOT as the policy asks"
+    if audit["guarantee"]["kind"] == "formal":
+        return "verdict: as the policy asks; the bound of 1/k per subject is formal"
+    return "verdict: what the policy asks holds, and nothing is guaranteed: the figures above are measured"
 
 
 def attack_line(attack: dict[str, Any]) -> str:

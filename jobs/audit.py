@@ -1,0 +1,109 @@
+"""``facecrowd audit RELEASE``: a release checked again, from its files as they lie there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from facecrowd.pipeline import leaks, plan, publish, ray_data, steps, summary
+from facecrowd.pipeline.audit import audit
+from facecrowd.pipeline.errors import ReleaseError
+from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.release import Record, model_hashes, model_rows, released_faces
+from facecrowd.pipeline.schema import FACES, JUDGED, LINK, PLAN
+from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
+
+
+def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[dict[str, Any], list[str]]:
+    """Audit a released folder. Returns the report and its lines for a person.
+
+    Without the workspace: every file against the hash in the release's card, every image against its manifest row, and
+    the leak scan; the recorded figures are repeated and said to be recorded. With it: the attacks are run again, on the
+    pixels decoded from the released files.
+
+    Raises ReleaseError when the folder is no whole release, WorkspaceError when the workspace did not make it.
+    """
+    release = Folder(url)
+    if not release.exists(publish.CARD):
+        raise ReleaseError(
+            f"release {url}: no {publish.CARD} in it, so this is no release, or one that was not finished"
+        )
+    card = release.read(publish.CARD)
+    listed = _listed(json.loads(card), url)
+    broken = _broken(release, listed)
+    if broken:
+        raise ReleaseError(f"release {url}: {len(broken)} files are missing or changed, first {broken[0]}")
+    manifest = pq.read_table(pa.BufferReader(release.read(publish.MANIFEST)))
+    rows = manifest.to_pylist()
+    for row, (name, data) in zip(rows, publish.read_images(release, rows), strict=True):
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise ReleaseError(f"release {url}: image {name} is not what its manifest row says")
+    expected = {*listed, publish.CARD, *(row["file"] for row in rows)}
+    hits = leaks.scan(release, publish.read_images(release, rows), expected)
+    report = json.loads(release.read(publish.AUDIT))
+    if workspace is None:
+        origin = "recorded when the release was made; give --workspace to measure again"
+    else:
+        report = _again(release, Workspace(workspace), hashlib.sha256(card).hexdigest(), len(rows), progress)
+        origin = "measured again, on the pixels of the released files"
+    report["leaks"] = [asdict(hit) for hit in hits]
+    report["met"] = report["met"] and not hits
+    lines = [f"{len(rows)} images, {len(listed)} files: all as published", f"figures: {origin}"]
+    return report, lines + summary.verdict_lines(report)
+
+
+def _listed(card: dict[str, Any], url: str) -> dict[str, str]:
+    """File → SHA-256 as the card lists them."""
+    try:
+        return {o["contentUrl"]: o["sha256"] for o in card["distribution"] if o["@type"] == "cr:FileObject"}
+    except (KeyError, TypeError):
+        raise ReleaseError(f"release {url}: {publish.CARD} is not the card of a release") from None
+
+
+def _broken(release: Folder, listed: dict[str, str]) -> list[str]:
+    out = []
+    for name, digest in sorted(listed.items()):
+        try:
+            if hashlib.sha256(release.read(*name.split("/"))).hexdigest() != digest:
+                out.append(name)
+        except FileNotFoundError:
+            out.append(name)
+    return out
+
+
+def _again(release: Folder, workspace: Workspace, card: str, images: int, progress: Progress) -> dict[str, Any]:
+    key = workspace.key()
+    record = Record.of(workspace.folder, card)
+    config = record.config
+    faces = workspace.parts(FACES, record.runs["faces"])
+    link = workspace.parts(LINK, record.runs["release"])
+    planned = plan.load(
+        config,
+        workspace.parts(PLAN, record.runs["plan"]).read_all(record.parts),
+        faces.read_all(record.parts, ["embedding"]),
+        record.subjects_from,
+        record.split_rate,
+    )
+    judged = workspace.parts(JUDGED, fingerprint("audit", card))
+    source = steps.ReleasedSource(release, link, faces)
+    stages = (steps.judge(config.detect),) if config.output == "crop" else steps.judge_photo_stages(config.detect)
+    count = -(-images // steps.IMAGES_PER_PART)
+    step = ray_data.Step("audit", source, stages, steps.JudgedSink(judged, config.detect.crop_size))
+    missing = sorted(set(range(count)) - judged.done())
+    if missing:
+        with ray_data.session(config.compute.address, config.compute.cpus):
+            ray_data.run(step, missing, progress)
+    seen = released_faces(planned, judged, count, _hashes(link, count, planned))
+    return audit(config, planned, seen, key, record.counts, images, model_rows(config, model_hashes(config)))
+
+
+def _hashes(link: Parts, parts: int, planned: plan.Plan) -> list[str]:
+    """The hash of the released image of every planned face; empty where it is not released."""
+    table = link.read_all(parts, ["face_id", "sha256"])
+    digest = dict(zip(table["face_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    return [digest.get(face, "") for face in planned.face_id]
