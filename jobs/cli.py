@@ -207,6 +207,21 @@ def audit(
     raise typer.Exit(OK if report["met"] else NOT_MET)
 
 
+@app.command(epilog="Example: `facecrowd compare released released-blurred`")
+@speaking
+def compare(
+    releases: Annotated[list[str], typer.Argument(help="Released folders, local or any fsspec URL.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Releases side by side: what each guarantees, and rank-1 re-identification per subject for each gallery."""
+    from facecrowd.jobs.compare import compare as rows_of
+    from facecrowd.jobs.compare import markdown
+
+    rows = rows_of(releases)
+    print(markdown(rows))
+    _write_json(json_file, rows)
+
+
 @app.command(epilog="Example: `facecrowd demo --output demo-output`")
 @speaking
 def demo(
