@@ -14,8 +14,8 @@ from facecrowd.pipeline import leaks, plan, publish, ray_data, steps, summary
 from facecrowd.pipeline.audit import audit
 from facecrowd.pipeline.errors import ReleaseError
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Record, model_hashes, model_rows, released_faces
-from facecrowd.pipeline.schema import FACES, JUDGED, LINK, PLAN
+from facecrowd.pipeline.release import Record, model_hashes, model_rows, released_faces, rendered_hashes
+from facecrowd.pipeline.schema import FACES, JUDGED, LINK, PLAN, RENDERED
 from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
 
 
@@ -98,7 +98,10 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
     if missing:
         with ray_data.session(config.compute.address, config.compute.cpus):
             ray_data.run(step, missing, progress)
-    seen = released_faces(planned, judged, count, _hashes(link, count, planned))
+    # In photo output a face is part of a picture; which faces are alike, the rendered crops tell.
+    rendered = workspace.parts(RENDERED, record.runs["rendered"])
+    hashes = _hashes(link, count, planned) if config.output == "crop" else rendered_hashes(rendered, record.parts)
+    seen = released_faces(planned, judged, count, hashes)
     return audit(config, planned, seen, key, record.counts, images, model_rows(config, model_hashes(config)))
 
 

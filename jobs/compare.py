@@ -72,5 +72,5 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.1%}" if value <= 1 else f"{value:.2f}"
+        return f"{value:.1%}" if value <= 1 else f"{value:.4g}"
     return str(value)

@@ -390,14 +390,6 @@ class _Run:
         replace(record, card=card).write(self.workspace.folder, self._record())
         return Outcome(target, self.workspace.folder, report)
 
-    def _hashes(self) -> list[str]:
-        """The hash of every rendered face, in the plan's order."""
-        hashes: list[str] = []
-        for part in range(self.batches):
-            images = self.parts(RENDERED, "rendered").read(part, ["image"])["image"].to_pylist()
-            hashes += [hashlib.sha256(image).hexdigest() if image is not None else "" for image in images]
-        return hashes
-
     def _images(self, plan: planning.Plan, names: dict[str, str]) -> Iterator[publish.Image]:
         """Every image to release under its random name; ``names`` gathers them by face id or photo."""
         crop = self.config.output == "crop"
@@ -495,6 +487,15 @@ class Record:
             if record.card == card:
                 return record
         raise WorkspaceError(f"workspace {folder.url}: did not make this release, or the release was changed since")
+
+
+def rendered_hashes(rendered: Parts, count: int) -> list[str]:
+    """The hash of every rendered face, in the plan's order; empty where there is none."""
+    hashes: list[str] = []
+    for part in range(count):
+        images = rendered.read(part, ["image"])["image"].to_pylist()
+        hashes += [hashlib.sha256(image).hexdigest() if image is not None else "" for image in images]
+    return hashes
 
 
 def released_faces(plan: planning.Plan, parts: Parts, count: int, hashes: list[str]) -> Released:
