@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -113,7 +114,8 @@ def cluster_subjects(embeddings: ArrayLike, threshold: float = THRESHOLD, *, blo
     """
     if not 0 < threshold <= 1:
         raise PolicyError(f"the clustering threshold is {threshold:g}; it is a cosine similarity in (0, 1]")
-    points = np.rint(unit(embeddings, "face", SCALE))
+    points = unit(embeddings, "face", SCALE)
+    np.rint(points, out=points)
     n = len(points)
     limit = np.float32(np.ceil(threshold * SCALE * SCALE))
     best = np.full(n, -np.inf, dtype=np.float32)
@@ -173,7 +175,7 @@ def _joined(labels: NDArray[np.int64], links: list[NDArray[np.int64]]) -> NDArra
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)[labels]
 
 
-def _split_rate(best: NDArray[np.float64], threshold: float, clusters: int) -> float:
+def _split_rate(best: NDArray[np.floating[Any]], threshold: float, clusters: int) -> float:
     near = int(((best >= threshold) & (best < threshold + STEP)).sum())
     next_ = int(((best >= threshold + STEP) & (best < threshold + 2 * STEP)).sum())
     if near == 0:

@@ -296,11 +296,11 @@ def _refine(gram: NDArray[np.float64], ids: NDArray[np.int64], k: int, passes: i
             j = int(np.argmax(gain))
             best, target = float(gain[j]), -1
             if sizes[a] > k:
-                room = sizes < 2 * k - 1
-                room[a] = False
                 joined = (inner + 2.0 * sums[:, i] + norms[i]) / (sizes + 1.0) - inner / sizes
                 left = (inner[a] - 2.0 * own[i] + norms[i]) / (sizes[a] - 1.0) - inner[a] / sizes[a]
-                move = np.where(room, joined + left, -np.inf)
+                # a block has at most k - 1 points to spare, so no class can outgrow 2k - 1
+                move = joined + left
+                move[a] = -np.inf
                 if float(move.max()) > best:
                     best, target = float(move.max()), int(np.argmax(move))
             if best <= least:

@@ -114,6 +114,14 @@ def test_a_public_reference_may_know_values_that_the_table_lacks():
     found = histogram([1, 2], class_ids=[0, 1], sensitive={"age": [10, 30]})
     t = t_closeness(found, "ordered", reference={10: 0.5, 20: 0.25, 30: 0.25})
     np.testing.assert_allclose(t.per_class, [(0.5 + 0.25) / 2, (0.5 + 0.75) / 2])
+    t = t_closeness(
+        histogram([1, 2], class_ids=[0, 1], sensitive={"age": [10, 40]}), "ordered", reference={20: 0.5, 30: 0.5}
+    )
+    np.testing.assert_allclose(t.per_class, [1.5 / 3, 1.5 / 3])
+    t = t_closeness(
+        histogram([1, 2], class_ids=[0, 1], sensitive={"age": [10, 40]}), reference={20: 0.5, 40: 0.5, 30: 0}
+    )
+    np.testing.assert_allclose(t.per_class, [1.0, 0.5])
     joint = histogram([1], class_ids=[0], sensitive={"a": [True], "b": [False]})
     assert t_closeness(joint, "hamming", reference={(True, True): 1.0}).value == pytest.approx(0.5)
 

@@ -50,9 +50,10 @@ def test_l_is_held_for_each_sensitive_attribute_on_its_own():
     assert requirements[0].worst_class.shows == {"Male": True}
 
 
-def test_entropy_l_of_a_fair_coin_is_two_despite_rounding():
-    table = pa.table({"p": [1, 2], "q": [0, 0], "s": [True, False]})
-    policy = Policy("p", ("q",), ("s",), l=Diversity("entropy", 2))
+@pytest.mark.parametrize("n", range(2, 12))
+def test_entropy_l_of_n_equal_values_is_n_despite_rounding(n):
+    table = pa.table({"p": range(n), "q": [0] * n, "s": range(n)})
+    policy = Policy("p", ("q",), ("s",), l=Diversity("entropy", n))
     assert judge(table_histogram(table, policy), policy).met
 
 
