@@ -97,13 +97,17 @@ def warp(photo: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], bor
     across, down = (size, size) if isinstance(size, int) else size
     corners = np.array([[0, 0], [across, 0], [0, down], [across, down]], np.float64)
     seen = apply(invert(matrix), corners)
-    x1, y1 = np.maximum(np.floor(seen.min(axis=0)).astype(int) - 2, 0)
-    x2, y2 = np.minimum(np.ceil(seen.max(axis=0)).astype(int) + 3, (width, height))
-    if x1 < x2 and y1 < y2 and border != "reflect":
-        photo, matrix = photo[y1:y2, x1:x2], _after_shift(matrix, x1, y1)
-    elif x1 < x2 and y1 < y2 and x1 > 0 and y1 > 0 and x2 < width and y2 < height:
-        # Reflection mirrors at the photo's own edge, so a part may stand for the photo only where no edge shows.
-        photo, matrix = photo[y1:y2, x1:x2], _after_shift(matrix, x1, y1)
+    low, high = np.floor(seen.min(axis=0)).astype(int) - 2, np.ceil(seen.max(axis=0)).astype(int) + 3
+    end = np.array([width, height])
+    first, last = np.maximum(low, 0), np.minimum(high, end)
+    if border == "reflect":
+        # What is mirrored from beyond an edge has to be in the part too.
+        first, last = np.minimum(first, 2 * (end - 1) - high), np.maximum(last, 2 - low)
+        first, last = np.maximum(first, 0), np.minimum(last, end)
+    if (first < last).all():
+        photo = photo[first[1] : last[1], first[0] : last[0]]
+        matrix = matrix.copy()
+        matrix[:, 2] += matrix[:, :2] @ first
     factor = scale(matrix)
     if factor < 0.75:
         height, width = photo.shape[:2]
@@ -116,13 +120,6 @@ def warp(photo: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], bor
     return cv2.warpAffine(
         photo, matrix, (across, down), flags=cv2.INTER_LINEAR, borderMode=BORDERS[border], borderValue=(0, 0, 0)
     )
-
-
-def _after_shift(matrix: np.ndarray, x: int, y: int) -> np.ndarray:
-    """The matrix for a photo whose first ``x`` columns and ``y`` rows are cut off."""
-    shifted = matrix.copy()
-    shifted[:, 2] += matrix[:, 0] * x + matrix[:, 1] * y
-    return shifted
 
 
 def recogniser_matrix(crop_size: int) -> np.ndarray:

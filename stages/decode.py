@@ -108,33 +108,11 @@ def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError:
         raise Undecodable(f"too large: more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
-        if data[:4] in (b"II*\x00", b"MM\x00*"):
-            return _decode_tiff(data, max_pixels)
         raise Undecodable("not an image of a known kind") from None
     # Pillow's plug-ins raise whatever they like on a damaged file.
     except Exception as error:
         text = " ".join(str(error).split())[:120]
         raise Undecodable(f"truncated file: {text}" if "truncated" in text else f"damaged: {text}") from None
-
-
-def _decode_tiff(data: bytes, max_pixels: int) -> np.ndarray:
-    """TIFF layouts that Pillow does not know (16 bits per colour), by OpenCV."""
-    order = "<" if data[:2] == b"II" else ">"
-    start = int(np.frombuffer(data, f"{order}u4", 1, 4)[0])
-    size = {256: 0, 257: 0}
-    if start + 2 <= len(data):
-        entries = int(np.frombuffer(data, f"{order}u2", 1, start)[0])
-        for at in range(start + 2, min(start + 2 + 12 * entries, len(data) - 12), 12):
-            tag, kind = (int(v) for v in np.frombuffer(data, f"{order}u2", 2, at))
-            if tag in size:
-                size[tag] = int(np.frombuffer(data, f"{order}u{2 if kind == 3 else 4}", 1, at + 8)[0])
-    if not all(size.values()):
-        raise Undecodable("not an image of a known kind")
-    _refuse_bomb(size[256], size[257], max_pixels)
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise Undecodable("damaged: TIFF cannot be decoded")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _refuse_bomb(width: int, height: int, max_pixels: int) -> None:

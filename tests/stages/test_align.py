@@ -134,6 +134,14 @@ def test_outside_the_photo_is_mirrored_or_black(texture):
     assert (warp(texture, np.array([[1.0, 0, -5000], [0, 1.0, 0]]), 64, "black") == 0).all()
 
 
+@pytest.mark.parametrize("border,flag", [("reflect", cv2.BORDER_REFLECT_101), ("replicate", cv2.BORDER_REPLICATE)])
+@pytest.mark.parametrize("x,y", [(0, 0), (-140, 10), (60, -60), (150, 90), (-20, 140), (-260, -230), (260, 220)])
+def test_only_the_part_that_shows_is_touched_and_nothing_changes_by_it(texture, border, flag, x, y):
+    matrix = np.array([[0.9, 0.3, x], [-0.3, 0.9, y]])
+    whole = cv2.warpAffine(texture, matrix, (128, 128), flags=cv2.INTER_LINEAR, borderMode=flag)
+    assert np.abs(warp(texture, matrix, 128, border).astype(int) - whole).max() <= 4
+
+
 def test_the_stage_crops_ok_rows_and_passes_the_others(texture):
     face = (template(128) + 10).ravel().astype(np.float32)
     batch = {

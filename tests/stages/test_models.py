@@ -69,15 +69,16 @@ def test_a_package_is_only_a_transport_for_one_file(toy, machine, monkeypatch):
     assert not list(machine.rglob("evil"))
 
 
-def test_a_member_that_climbs_out_of_the_archive_is_never_followed(machine):
-    link = io.BytesIO()
-    with tarfile.open(fileobj=link, mode="w:gz") as tar:
-        for name, kind in (("toy-1.0/data/toy.onnx", tarfile.SYMTYPE),):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
-            tar.addfile(info)
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../evil", "other.onnx"])
+def test_a_link_in_an_archive_is_never_followed(machine, target):
     archive = machine / "toy.tar.gz"
-    archive.write_bytes(link.getvalue())
+    with tarfile.open(archive, "w:gz") as tar:
+        other = tarfile.TarInfo("toy-1.0/data/other.onnx")
+        other.size = 4
+        tar.addfile(other, io.BytesIO(b"evil"))
+        link = tarfile.TarInfo("toy-1.0/data/toy.onnx")
+        link.type, link.linkname = tarfile.SYMTYPE, target
+        tar.addfile(link)
     with pytest.raises(KeyError), models._member(archive, "data/toy.onnx"):
         pass
 
