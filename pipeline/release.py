@@ -366,7 +366,7 @@ class _Run:
                 plan,
                 self.parts(RENDERED if config.output == "crop" else JUDGED, "rendered"),
                 self.batches,
-                self._hashes(),
+                rendered_hashes(self.parts(RENDERED, "rendered"), self.batches),
             )
             report = audit(config, plan, seen, self.key, counts, len(names), model_rows(config, self.prepared.hashes))
             publication.stamp()
