@@ -109,6 +109,7 @@ def audit(
             "not_released": dict(sorted(Counter(plan.status[plan.subject_id == ""].tolist()).items())),
         },
         "classes": _classes(table),
+        "identity": _label(config, plan, rows),
         "reidentification": _attacks(plan, released, key, models),
         "detection_rate": round(float(released.detected.mean()), 6) if len(rows) else None,
         "models": models,
@@ -172,6 +173,25 @@ def _requirements(
         }
     )
     return out
+
+
+def _label(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> dict[str, Any]:
+    """The label that released faces carry, and what an adversary gains from it."""
+    label = config.release.identity
+    if label == "none":
+        return {"label": label, "gain": "nothing beyond the pixels"}
+    if label == "class":
+        return {"label": label, "gain": "which faces share a class; k-same shows that anyway, by equal surrogates"}
+    people, faces = np.unique(plan.subject_id[rows].astype(str), return_counts=True)
+    crowd = dict(zip(plan.subject_id[rows].astype(str), plan.class_id[rows], strict=True))
+    alike = Counter((crowd[person], int(count)) for person, count in zip(people, faces, strict=True))
+    alone = sum(count for count in alike.values() if count == 1)
+    return {
+        "label": label,
+        "gain": "which faces are one person's: whoever knows how many photos a person has in the input finds them where "
+        "nobody else of the class has as many, and one face recognised is all of that person's recognised",
+        "alone_by_photo_count": round(alone / max(len(people), 1), 6),
+    }
 
 
 def _classes(table: Histogram | None) -> dict[str, Any] | None:

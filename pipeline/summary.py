@@ -27,6 +27,7 @@ def verdict_lines(audit: Audit) -> list[str]:
         )
     if audit["classes"]:
         lines.append(f"effective k (1 / largest share of a class's faces): {_figure(audit['classes']['effective_k'])}")
+    lines += _label_lines(audit)
     for attack in audit["reidentification"]:
         lines.append(attack_line(attack))
     lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"]]
@@ -40,6 +41,15 @@ def conclusion(audit: Audit) -> str:
     if audit["guarantee"]["kind"] == "formal":
         return "verdict: as the policy asks; the bound of 1/k per subject is formal"
     return "verdict: what the policy asks holds, and nothing is guaranteed: the figures above are measured"
+
+
+def _label_lines(audit: Audit) -> list[str]:
+    label = audit["identity"]
+    if label["label"] == "none":
+        return []
+    alone = label.get("alone_by_photo_count")
+    share = "" if alone is None else f"; alone by photo count: {alone:.1%} of subjects"
+    return [f"identity label: {label['label']}, which gives an adversary {label['gain']}{share}"]
 
 
 def attack_line(attack: dict[str, Any]) -> str:
@@ -95,6 +105,7 @@ def readme(audit: Audit, form: str) -> str:
             "",
             "## What was measured",
             "",
+            *[f"- {line}" for line in _label_lines(audit)],
             *[f"- {attack_line(a)}" for a in audit["reidentification"]],
             "",
             "## What is here",
