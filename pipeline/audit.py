@@ -188,8 +188,8 @@ def _label(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> dict[str, Any
     alone = sum(count for count in alike.values() if count == 1)
     return {
         "label": label,
-        "gain": "which faces are one person's: whoever knows how many photos a person has in the input finds them where "
-        "nobody else of the class has as many, and one face recognised is all of that person's recognised",
+        "gain": "which faces are one person's: whoever knows how many photos a person has in the input finds them "
+        "where nobody else of the class has as many, and one face recognised is all of that person's recognised",
         "alone_by_photo_count": round(alone / max(len(people), 1), 6),
     }
 
