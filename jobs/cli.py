@@ -226,12 +226,14 @@ def compare(
 @speaking
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the demo's release and workspace.")] = Path("demo-output"),
+    methods: Annotated[bool, typer.Option("--methods", help="Release by every baseline too, and compare.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="With --methods: write a picture of all of them here.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Run the main job on the embedded set of synthetic people, and say where everything is."""
     from facecrowd.jobs.demo import run_demo
 
-    _write_json(json_file, run_demo(output, Progress()))
+    _write_json(json_file, run_demo(output, Progress(), methods, sheet))
 
 
 # ---------------------------------------------------------------------------------------------------------- models

@@ -1,36 +1,49 @@
-"""``facecrowd demo``: the main job on the embedded set of synthetic people."""
+"""``facecrowd demo``: the main job on the embedded set of synthetic people; with ``--methods`` all methods side by side.
+
+The picture in the README is made by ``facecrowd demo --methods --sheet docs/images/methods.jpg``.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
+from facecrowd.jobs.compare import compare, markdown
 from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import release as releases
+from facecrowd.pipeline.config import PIXEL_METHODS
 from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.schema import FACES as FACES_MANIFEST
+from facecrowd.pipeline.schema import RENDERED
+from facecrowd.pipeline.storage import Folder, Workspace
 from facecrowd.pipeline.summary import verdict_lines
+from facecrowd.stages.decode import decode
+from facecrowd.stages.encode import encode
 
 FACES = Path(__file__).parent / "faces"
 """Synthetic people, made by ``python -m facecrowd.jobs.faceset``."""
 
-
-def settings(output: Path) -> configs.ReleaseConfig:
-    """The demo's config: k-same with k = 5, and two attributes of the people as quasi-identifiers."""
-    return configs.load(
-        None,
-        {
-            "input.path": str(FACES),
-            "release.path": str(output / "release"),
-            "release.identity": "class",
-            "workspace.path": str(output / "workspace"),
-            "method.name": "k-same",
-            "policy.k": 5,
-        },
-    )
+SHEET_PEOPLE, SHEET_TILE = 10, 128
 
 
-def run_demo(output: Path, progress: Progress) -> dict[str, Any]:
-    """Release the demo set below ``output`` and say where everything is. Returns the audit."""
+def settings(output: Path, method: str = "k-same") -> configs.ReleaseConfig:
+    """The demo's config: k-same with k = 5, or a baseline, on one workspace."""
+    values: dict[str, Any] = {
+        "input.path": str(FACES),
+        "release.path": str(output / ("release" if method == "k-same" else f"release-{method}")),
+        "workspace.path": str(output / "workspace"),
+        "method.name": method,
+    }
+    if method == "k-same":
+        values |= {"release.identity": "class", "policy.k": 5}
+    return configs.load(None, values)
+
+
+def run_demo(output: Path, progress: Progress, methods: bool = False, sheet: Path | None = None) -> dict[str, Any]:
+    """Release the demo set below ``output`` and say where everything is. Returns the audit of k-same."""
     outcome = releases.release(releases.prepare(settings(output)), progress)
     for line in verdict_lines(outcome.audit):
         print(line)
@@ -41,4 +54,46 @@ def run_demo(output: Path, progress: Progress) -> dict[str, Any]:
         f"\nreport:           {root / 'release' / 'README.md'} (every figure: audit.json)"
         f"\nprivate tables:   {root / 'workspace'} (Iceberg catalog catalog.db; keep it to yourself)"
     )
+    if methods:
+        for method in PIXEL_METHODS:
+            releases.release(releases.prepare(settings(output, method)), progress)
+        folders = [str(settings(output, method).release.path) for method in ("k-same", *PIXEL_METHODS)]
+        print("\n" + markdown(compare(folders)))
+        if sheet is not None:
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            sheet.write_bytes(contact_sheet(output / "workspace"))
+            print(f"\npicture: {sheet}")
     return outcome.audit
+
+
+def contact_sheet(workspace: Path) -> bytes:
+    """The first face of some people as a JPEG sheet: the original, then what each method released for it."""
+    folder = Folder(str(workspace))
+    rows: dict[str, list[np.ndarray]] = {}
+    for name in folder.child("releases").names():
+        record = releases.Record.read(folder, f"releases/{name}")
+        space = Workspace(str(workspace))
+        faces = space.parts(FACES_MANIFEST, record.runs["faces"]).read_all(record.parts, ["photo", "status", "crop"])
+        rendered = space.parts(RENDERED, record.runs["rendered"]).read_all(record.parts, ["image"])["image"]
+        photos, status = faces["photo"].to_pylist(), faces["status"].to_pylist()
+        people = sorted({photo.split("/")[0] for photo in photos})
+        step = max(1, len(people) // SHEET_PEOPLE)
+        chosen = [
+            next(i for i, photo in enumerate(photos) if photo.startswith(f"{person}/") and status[i] == "ok")
+            for person in people[::step][:SHEET_PEOPLE]
+        ]
+        rows["original"] = [_tile(faces["crop"][i].as_py()) for i in chosen]
+        rows[record.config.method.name] = [_tile(rendered[i].as_py()) for i in chosen]
+    order = ("original", *PIXEL_METHODS, "k-same")
+    sheet = np.vstack([np.hstack([_label(name), *rows[name]]) for name in order if name in rows])
+    return encode(sheet, 88)
+
+
+def _tile(image: bytes) -> np.ndarray:
+    return cv2.resize(decode(image), (SHEET_TILE, SHEET_TILE), interpolation=cv2.INTER_AREA)
+
+
+def _label(text: str) -> np.ndarray:
+    tile = np.full((SHEET_TILE, SHEET_TILE, 3), 255, np.uint8)
+    cv2.putText(tile, text, (8, SHEET_TILE // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (40, 40, 40), 1, cv2.LINE_AA)
+    return tile
