@@ -1,4 +1,4 @@
-"""``facecrowd demo``: the main job on the embedded set of synthetic people; with ``--methods`` all methods side by side.
+"""``facecrowd demo``: the main job on the embedded set of synthetic people; ``--methods`` runs every method.
 
 The picture in the README is made by ``facecrowd demo --methods --sheet docs/images/methods.jpg``.
 """
