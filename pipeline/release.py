@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,15 +134,21 @@ def _space(prepared: Prepared) -> None:
         raise ConfigError(f"workspace {local}: {parent} is not writable")
 
 
-def release(prepared: Prepared, progress: Progress) -> Outcome:
+Execute = Callable[[ray_data.Step, Sequence[int], Progress], None]
+"""Works off the given micro-batches of a step."""
+
+
+def release(prepared: Prepared, progress: Progress, execute: Execute | None = None) -> Outcome:
     """Run a release to its end, or on from where a killed one stopped.
+
+    execute : what works off the micro-batches; by default Ray, in a session of this job's own
 
     Raises PolicyError, WorkspaceError, UnfinishedError, …; one that misses its policy is an Outcome, no error.
     """
     workspace = prepared.workspace
     key = workspace.create()
     with workspace.locked():
-        return _Run(prepared, workspace, key, progress).all()
+        return _Run(prepared, workspace, key, progress, execute).all()
 
 
 @dataclass
@@ -151,6 +157,7 @@ class _Run:
     workspace: Workspace
     key: RunKey
     progress: Progress
+    execute: Execute | None = None
     _session: Any = field(default=None, init=False)
 
     @property
@@ -219,7 +226,9 @@ class _Run:
 
     def _on_ray(self, step: ray_data.Step) -> Callable[[list[int]], None]:
         def make(missing: list[int]) -> None:
-            if missing:
+            if missing and self.execute:
+                self.execute(step, missing, self.progress)
+            elif missing:
                 self._open()
                 ray_data.run(step, missing, self.progress)
 
