@@ -145,10 +145,13 @@ class Blend(Stage):
     that has a box is covered, whatever its status says (``low_score``, ``too_small``, suppressed, failed). A photo with
     a row that can be neither is withheld.
 
+    Where a batch's ``status`` says how the photo fares (``ok`` to read it for its weak faces too), ``face_status`` says
+    what became of each face.
+
     blended : (H, W, 3) uint8 RGB; None where the photo could not be read or treated
     faces_replaced, faces_covered : int32
-    status : ``ok``, ``no_face`` (nothing was found, so nothing was hidden: the photo is passed on unchanged),
-        ``unreadable`` or ``failed``
+    status : ``ok``, ``unreadable``, ``failed``, or ``no_face``: nothing was found, so nothing was hidden. Its pixels
+        are as they were, and no later stage works on it unless somebody decides that it may be released so
 
     Of the other columns the photo's first row speaks.
     """
@@ -167,7 +170,8 @@ class Blend(Stage):
         cv2.setNumThreads(1)
 
     def __call__(self, batch: Batch) -> Batch:
-        face_status, face_reason = outcomes(batch)
+        status_in, face_reason = outcomes(batch)
+        face_status = np.asarray(batch.get("face_status", status_in), dtype=object)
         groups: dict[object, list[int]] = {}
         for i, key in enumerate(batch[self.key]):
             groups.setdefault(key, []).append(i)
@@ -175,7 +179,7 @@ class Blend(Stage):
         out = take({k: v for k, v in batch.items() if k not in ("photo", "rendered")}, first)
         photos: list[np.ndarray | None] = []
         counts = np.zeros((len(groups), 2), np.int32)
-        status, reason = face_status[first], face_reason[first]
+        status, reason = status_in[first], face_reason[first]
         for n, members in enumerate(groups.values()):
             photos.append(None)
             photo = batch["photo"][members[0]]
@@ -190,8 +194,7 @@ class Blend(Stage):
                 surrogates = [(batch["rendered"][i], batch["matrix"][i], batch["box"][i]) for i in replaced]
                 photos[n] = blend(photo, surrogates, [batch["box"][i] for i in rest], self.match_colour)
                 counts[n] = len(replaced), len(rest)
-                if replaced or rest:
-                    status[n], reason[n] = OK, ""
+                status[n], reason[n] = (OK, "") if replaced or rest else (NO_FACE, "no face was found in it")
             except Exception as error:
                 photos[n] = None
                 status[n], reason[n] = "failed", explain(self.name, error)

@@ -190,6 +190,16 @@ def test_a_photo_that_cannot_be_treated_is_withheld():
         paste(np.zeros((9, 9, 3), np.uint8), np.zeros((256, 256, 3), np.uint8), np.full(6, np.nan))
 
 
+def test_what_became_of_a_face_may_stand_apart_from_how_its_photo_fares():
+    nowhere, crop = np.full((1, 4), np.nan, np.float32), np.zeros((256, 256, 3), np.uint8)
+    out = Blend()(one_face(face_status=["suppressed"], rendered=[crop]))
+    assert (out["status"][0], out["faces_covered"][0], out["faces_replaced"][0]) == ("ok", 1, 0)
+    out = Blend()(one_face(face_status=["no_face"], rendered=[None], box=nowhere))
+    assert out["status"][0] == "no_face"
+    out = Blend()(one_face(face_status=["failed"], rendered=[None], box=nowhere))
+    assert (out["status"][0], out["blended"]) == ("failed", [None])
+
+
 def test_colour_matching_is_off_unless_asked():
     photo = np.full((300, 300, 3), 180, np.uint8)
     crop = np.full((256, 256, 3), 40, np.uint8)
