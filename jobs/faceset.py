@@ -18,7 +18,6 @@ import argparse
 import csv
 import shutil
 import sys
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +25,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
-import simplejpeg
 import torch
-from insightface.model_zoo import get_model
-from insightface.utils.face_align import norm_crop
 from rich.console import Console
 from rich.progress import track
 
-from facecrowd.stages import models
+from facecrowd.stages import align, models
+from facecrowd.stages.decode import decode
+from facecrowd.stages.detect import Detector
+from facecrowd.stages.embed import Recogniser
+from facecrowd.stages.encode import encode
 from facecrowd.stages.networks.mobilestylegan import ROWS, MobileStyleGAN
 
 SEED = 20260000
@@ -59,7 +58,7 @@ SAME = 0.50
 DIFFERENT = 0.35
 """The greatest cosine between pictures of two people."""
 SCORE = 0.6
-"""The least score of the detector for a pool draw and for a finished picture."""
+"""The least score of a detected face."""
 
 COMPONENTS = 60
 NUISANCE = 20
@@ -82,33 +81,23 @@ class Face:
 
     points: np.ndarray
     embedding: np.ndarray
-    score: float
 
 
-class Recogniser:
-    """SCRFD and ArcFace, one CPU thread: the judge of which pictures stay."""
+class Judge:
+    """Detector and recogniser of the pipeline itself: they say which pictures stay."""
 
-    def __init__(self, detector: Path, recogniser: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        # The detector's graph declares a fixed output size that its own input size breaks; it warns at every call.
-        options.log_severity_level = 3
-        self.detector, self.recogniser = (
-            get_model(str(path), providers=["CPUExecutionProvider"], sess_options=options)
-            for path in (detector, recogniser)
-        )
-        self.detector.prepare(-1, input_size=(320, 320))
+    def __init__(self, detector: str | Path, recogniser: str | Path) -> None:
+        self.detector, self.recogniser = Detector.load(detector), Recogniser(recogniser)
 
-    def __call__(self, picture: np.ndarray) -> Face | None:
-        """The only face of an RGB picture (H, W, 3) uint8; None where there is none, or more than one."""
-        bgr = picture[:, :, ::-1]
-        boxes, points = self.detector.detect(bgr)
-        if len(boxes) != 1:
+    def __call__(self, photo: np.ndarray) -> Face | None:
+        """The only face of a photo (H, W, 3) uint8 RGB; None where there is none, a weak one, or a second."""
+        found = self.detector.find(photo)
+        if len(found) != 1 or found.scores[0] < SCORE:
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            embedding = self.recogniser.get_feat(norm_crop(bgr, points[0], 112))[0]
-        return Face(points[0], embedding / np.linalg.norm(embedding), float(boxes[0, 4]))
+        points = found.landmarks[0].reshape(5, 2)
+        matrix = align.similarity(points[None], align.template(align.ARCFACE_SIZE, "arcface"))[0]
+        chip = align.warp(photo, matrix, align.ARCFACE_SIZE, "black")
+        return Face(points, self.recogniser.embed([chip])[0])
 
 
 @dataclass(frozen=True)
@@ -128,8 +117,8 @@ class Directions:
 def make(
     output: Path,
     weights: Path,
-    detector: Path,
-    recogniser: Path,
+    detector: str | Path = "scrfd-500m",
+    recogniser: str | Path = "arcface-mobilefacenet",
     people: int = PEOPLE,
     seed: int = SEED,
     pool: int = POOL,
@@ -137,18 +126,18 @@ def make(
     """Makes the set in ``output`` (``p01/1.jpg`` … and ``attributes.csv``) and returns its figures.
 
     weights : the converted generator (``stages.networks.mobilestylegan``)
-    detector, recogniser : ONNX files that InsightFace's model zoo reads (SCRFD with points, ArcFace)
+    detector, recogniser : as in ``stages.models.resolve``
     pool : how many faces are drawn to choose the people from
 
     Raises ``FaceSetError`` where the pool holds too few people that the recogniser can tell apart.
     """
-    judge, generator = Recogniser(detector, recogniser), MobileStyleGAN.load(weights)
+    judge, generator = Judge(detector, recogniser), MobileStyleGAN.load(weights)
     latents = _latents(generator, np.random.default_rng(seed).standard_normal((pool, 512), dtype=np.float32))
     faces = [
-        judge(_padded(_picture(generator, latent[None].repeat(ROWS, axis=0))))
+        judge(render(generator, latent[None].repeat(ROWS, axis=0)))
         for latent in _progress(latents, f"drawing {pool} faces")
     ]
-    directions = _directions(generator, latents, faces)
+    directions = explore(generator, latents, faces)
 
     kept: dict[int, list[tuple[bytes, Face]]] = {}
     order = iter(_order(faces, LEFT_OUT if seed == SEED else frozenset()))
@@ -194,7 +183,7 @@ def contact_sheet(output: Path, people: int = 10, side: int = 112, columns: int 
     for person in sorted(path for path in output.iterdir() if path.is_dir())[:people]:
         tiles = []
         for path in sorted(person.glob("*.jpg"))[:columns]:
-            picture = simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
+            picture = decode(path.read_bytes())
             scale = side / min(picture.shape[:2])
             picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
@@ -209,22 +198,16 @@ def _latents(generator: MobileStyleGAN, z: np.ndarray) -> np.ndarray:
         return generator.truncate(generator.mapping(torch.from_numpy(z)), TRUNCATION)[:, 0].numpy()
 
 
-def _picture(generator: MobileStyleGAN, w_plus: np.ndarray) -> np.ndarray:
+def render(generator: MobileStyleGAN, w_plus: np.ndarray) -> np.ndarray:
     """w+ (23, 512) to RGB (512, 512, 3) uint8."""
     with torch.no_grad():
         image = generator.synthesis(torch.from_numpy(w_plus[None].astype(np.float32)), PICTURE)[0]
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def _padded(picture: np.ndarray) -> np.ndarray:
-    """With a border of a quarter: the detector misses faces that fill the frame."""
-    border = PICTURE // 4
-    return cv2.copyMakeBorder(picture, border, border, border, border, cv2.BORDER_REPLICATE)
-
-
 def _order(faces: list[Face | None], left_out: frozenset[int]) -> list[int]:
     """The draws to try, each the one least like all before it."""
-    usable = [i for i, face in enumerate(faces) if face is not None and face.score >= SCORE and i not in left_out]
+    usable = [i for i, face in enumerate(faces) if face is not None and i not in left_out]
     embeddings = np.array([faces[i].embedding for i in usable])  # type: ignore[union-attr]
     nearest = embeddings @ embeddings[0]
     order = [0]
@@ -236,7 +219,7 @@ def _order(faces: list[Face | None], left_out: frozenset[int]) -> list[int]:
     return [usable[i] for i in order]
 
 
-def _directions(generator: MobileStyleGAN, latents: np.ndarray, faces: list[Face | None]) -> Directions:
+def explore(generator: MobileStyleGAN, latents: np.ndarray, faces: list[Face | None]) -> Directions:
     """Principal components of w, and linear fits of the pool's embeddings, yaw and mouth width on them."""
     w = _latents(generator, np.random.default_rng(0).standard_normal((8192, 512), dtype=np.float32))
     mean = generator.mean_latent.numpy()
@@ -271,7 +254,7 @@ def _shape(points: np.ndarray) -> tuple[float, float, float]:
 
 def _person(
     generator: MobileStyleGAN,
-    judge: Recogniser,
+    judge: Judge,
     directions: Directions,
     latents: np.ndarray,
     draw: int,
@@ -284,9 +267,10 @@ def _person(
     kept: list[tuple[bytes, Face]] = []
     for attempt in range(4 * wanted):
         rng = np.random.default_rng([seed, draw, attempt])
-        jpeg = _photo(_picture(generator, _vary(latents[draw], directions, latents, rng, first=attempt == 0)), rng)
-        face = judge(simplejpeg.decode_jpeg(jpeg, "RGB"))
-        if face is None or face.score < SCORE:
+        w_plus = _vary(latents[draw], directions, latents, rng, first=attempt == 0)
+        jpeg = encode(frame(render(generator, w_plus), rng), QUALITY)
+        face = judge(decode(jpeg))
+        if face is None:
             continue
         if len(known) and (known @ face.embedding).max() > DIFFERENT:
             if not kept:
@@ -315,8 +299,8 @@ def _vary(
     return w_plus
 
 
-def _photo(picture: np.ndarray, rng: np.random.Generator) -> bytes:
-    """A JPEG of its own framing, tilt and exposure from a square portrait (512, 512, 3) uint8.
+def frame(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A photo (H, W, 3) uint8 of its own framing, tilt and exposure from a square portrait (512, 512, 3) uint8.
 
     Half of them are close. In the others the portrait stands on the lower edge of a wider picture, whose rest is the
     portrait's edge drawn outwards and blurred, like a background out of focus.
@@ -336,19 +320,15 @@ def _photo(picture: np.ndarray, rng: np.random.Generator) -> bytes:
     scale = side / PICTURE
     matrix = cv2.getRotationMatrix2D((PICTURE / 2, PICTURE / 2), tilt, scale)
     matrix[:, 2] += np.array([x, y]) - PICTURE / 2
-    # A shrinking warp aliases; the blur takes what the smaller picture cannot hold.
-    small = cv2.GaussianBlur(picture, (0, 0), max(0.4 / scale - 0.3, 0.1))
-    portrait = cv2.warpAffine(small, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    inside = np.zeros((PICTURE, PICTURE), np.float32)
-    inside[24:, 24:-24] = 1
-    share = cv2.warpAffine(
-        cv2.GaussianBlur(inside, (0, 0), 10), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE
-    )[:, :, None]
+    portrait = align.warp(picture, matrix, (width, height), "replicate")
+    inside = np.zeros((PICTURE, PICTURE), np.uint8)
+    inside[24:, 24:-24] = 255
+    inside = align.warp(cv2.GaussianBlur(inside, (0, 0), 10), matrix, (width, height), "replicate")
+    share = inside[:, :, None] / 255
     photo = share * portrait + (1 - share) * cv2.GaussianBlur(portrait, (0, 0), 14)
 
     exposure, warmth = rng.uniform(0.85, 1.15), rng.uniform(-0.06, 0.06)
-    photo = np.clip(photo * exposure * np.array([1 + warmth, 1.0, 1 - warmth]), 0, 255).round().astype(np.uint8)
-    return simplejpeg.encode_jpeg(photo, QUALITY, "RGB", "420")
+    return np.clip(photo * exposure * np.array([1 + warmth, 1.0, 1 - warmth]), 0, 255).round().astype(np.uint8)
 
 
 def _clear_above(picture: np.ndarray) -> bool:
@@ -379,10 +359,9 @@ def _write(
             size += len(jpeg)
             values = (
                 length[person] > np.median(length),
-                coordinates[person, 0] > 0,
-                coordinates[person, 1] > 0,
+                *(coordinates[person] > np.median(coordinates, axis=0)),
                 shapes[person][number - 1][1] > mouth,
-                _border(simplejpeg.decode_jpeg(jpeg, "RGB")) < 96,
+                _border(decode(jpeg)) < 96,
             )
             rows.append([f"{name}/{number}.jpg", *(int(value) for value in values)])
     with (output / "attributes.csv").open("w", newline="") as file:
@@ -420,13 +399,11 @@ def main() -> None:
     figures = make(
         arguments.output,
         models.path("mobilestylegan-ffhq"),
-        models.path("scrfd-500m"),
-        models.path("arcface-mobilefacenet"),
         people=arguments.people,
         seed=arguments.seed,
     )
     if arguments.sheet:
-        arguments.sheet.write_bytes(simplejpeg.encode_jpeg(contact_sheet(arguments.output), QUALITY, "RGB", "420"))
+        arguments.sheet.write_bytes(encode(contact_sheet(arguments.output), QUALITY))
     for name, value in figures.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
 

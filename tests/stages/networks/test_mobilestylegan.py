@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from facecrowd.stages import models
 from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE, MobileStyleGAN, WeightsError, inverse_haar, save
 
 REFERENCE = Path(__file__).with_name("mobilestylegan_reference.json")
-CACHE = Path(os.environ.get("FACECROWD_MODELS", "~/.cache/facecrowd/models")).expanduser()
-WEIGHTS = CACHE / "mobilestylegan-ffhq.safetensors"
 
 
 @pytest.fixture(scope="module")
 def published() -> MobileStyleGAN:
-    if not WEIGHTS.exists():
-        pytest.skip(f"the MobileStyleGAN weights are not in the model cache ({WEIGHTS}): facecrowd models pull")
-    return MobileStyleGAN.load(WEIGHTS)
+    try:
+        weights = models.path("mobilestylegan-ffhq", download=False)
+    except models.Unobtainable:
+        pytest.skip("the generator is not in the model cache; get it by: facecrowd models pull mobilestylegan-ffhq")
+    return MobileStyleGAN.load(weights)
 
 
 @pytest.fixture(scope="module")
