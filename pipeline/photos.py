@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -73,11 +75,14 @@ def _from_folder(config: Input) -> tuple[list[Photo], str]:
     root = local.resolve() if local else None
     found: list[tuple[str, str, dict[str, Any]]] = []
     for name, info in folder.files():
+        if root is not None and (root / name).is_dir():
+            # A walk does not follow links, so the people behind one would be missing without a word.
+            raise InputError(f"input {name}: a link to a folder; put the folder itself there, or give a manifest")
         if not name.lower().endswith(SUFFIXES) or posixpath.basename(name).startswith("."):
             continue
         path = folder.fs.unstrip_protocol(folder.at(name)) if root is None else folder.at(name)
-        if root is not None and not (root / name).resolve().is_relative_to(root):
-            raise InputError(f"input {name}: a link that leads out of the input folder")
+        if root is not None:
+            _inside(root, name, f"input {name}")
         found.append((name, path, info))
     parents = {posixpath.dirname(name) for name, _, _ in found}
     named = len(parents - {""}) >= 2
@@ -99,6 +104,15 @@ def _from_folder(config: Input) -> tuple[list[Photo], str]:
     ], kind
 
 
+def _inside(root: Path, name: str, where: str) -> None:
+    """Refuse what no photo can be: a link that leads out of the input, or a pipe, on which reading would wait."""
+    file = (root / name).resolve()
+    if not file.is_relative_to(root):
+        raise InputError(f"{where}: a link that leads out of the input folder")
+    if file.exists() and not file.is_file():
+        raise InputError(f"{where}: not a file")
+
+
 def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], str]:
     assert config.path
     table = read_table(config.path, "input")
@@ -113,6 +127,7 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
     if not config.attributes:
         _need(table, names, f"input {config.path}")
     base = Folder(posixpath.dirname(config.path) or ".")
+    root = base.local.resolve() if base.local else None
     photos, seen = [], set()
     for index, row in enumerate(table.to_pylist()):
         name = row[config.path_column]
@@ -124,6 +139,13 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
         if normal in seen:
             raise InputError(f"input {config.path}, row {index}: {name!r} is there twice")
         seen.add(normal)
+        size, changed = -1, ""
+        if root is not None:
+            _inside(root, normal, f"input {config.path}, row {index}: {name!r}")
+            # A photo that is not there is a row with a reason, like any that cannot be read.
+            if (root / normal).exists():
+                found = (root / normal).stat()
+                size, changed = found.st_size, str(found.st_mtime)
         subject = row[config.subject_column] if kind == "column" and config.subject_column else ""
         if subject is None or (kind == "column" and str(subject) == ""):
             raise InputError(f"input {config.path}, row {index}: {config.subject_column} is empty")
@@ -131,10 +153,12 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
             Photo(
                 photo=normal,
                 path=base.fs.unstrip_protocol(base.at(normal)) if base.local is None else base.at(normal),
-                bytes=-1,
+                bytes=size,
                 subject=posixpath.dirname(normal) if kind == "folder" else str(subject),
-                attributes={} if config.attributes else {n: _text(row[n], n, config.path, index) for n in names},
-                state="",
+                attributes={}
+                if config.attributes
+                else {n: _text(row[n], n, f"input {config.path}", index) for n in names},
+                state=changed,
             )
         )
     return photos, kind
@@ -143,14 +167,19 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
 def _joined(config: Input, photos: list[Photo], names: tuple[str, ...]) -> list[Photo]:
     assert config.attributes
     table = read_table(config.attributes, "input.attributes", columns=[config.attributes_key, *names])
-    rows = {str(row[config.attributes_key]): row for row in table.to_pylist()}
+    rows: dict[str, dict[str, Any]] = {}
+    for index, row in enumerate(table.to_pylist()):
+        key = _text(row[config.attributes_key], config.attributes_key, f"input.attributes {config.attributes}", index)
+        if key in rows:
+            raise InputError(f"input.attributes {config.attributes}, row {index}: {key!r} is there twice")
+        rows[key] = row
     out, missing = [], []
     for photo in photos:
-        row = rows.get(photo.photo) or rows.get(posixpath.basename(photo.photo))
-        if row is None:
+        match = rows.get(photo.photo) or rows.get(posixpath.basename(photo.photo))
+        if match is None:
             missing.append(photo.photo)
             continue
-        values = {n: _text(row[n], n, config.attributes, photo.photo) for n in names}
+        values = {n: _text(match[n], n, f"input.attributes {config.attributes}", repr(photo.photo)) for n in names}
         out.append(Photo(photo.photo, photo.path, photo.bytes, photo.subject, values, photo.state))
     if missing and names:
         raise InputError(
@@ -172,7 +201,8 @@ def read_table(path: str, role: str, columns: list[str] | None = None) -> pa.Tab
         raise InputError(f"{role} {path}: no such file") from None
     try:
         if path.lower().endswith(".csv"):
-            header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8-sig"))), [])
+            # The cut may fall inside a character; what is no UTF-8 at all is found by the reader.
+            header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8-sig", errors="replace"))), [])
             text = {name: pa.string() for name in header}
             options = pacsv.ConvertOptions(column_types=text, strings_can_be_null=False)
             table = pacsv.read_csv(io.BytesIO(data), convert_options=options)
@@ -198,6 +228,6 @@ def _need(table: pa.Table, columns: Iterable[str], where: str) -> None:
 
 
 def _text(value: Any, name: str, table: str, row: Any) -> str:
-    if value is None or value == "":
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         raise InputError(f"{table}, row {row}: {name} is empty")
     return {True: "1", False: "0"}.get(value, str(value)) if isinstance(value, bool) else str(value)

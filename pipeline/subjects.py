@@ -15,6 +15,7 @@ from facecrowd.privacy.clusters import cluster_subjects
 from facecrowd.stages.stage import OK
 
 BYSTANDER = "bystander"
+NO_SUBJECT = "no_subject"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ def assign(
         subject[usable] = [f"cluster-{label:0{width}d}" for label in found.ids]
         return Subjects(subject, status, reason, source, found.split_rate)
 
+    nobody = usable[named[usable] == ""]
+    status[nobody], reason[nobody] = NO_SUBJECT, "the input names nobody for this photo: never released, not counted"
+    usable = np.flatnonzero(status == OK)
     _, of_photo, faces = np.unique(photo[usable].astype(str), return_inverse=True, return_counts=True)
     alone = usable[faces[of_photo] == 1]
     subject[alone] = named[alone]
