@@ -64,14 +64,15 @@ def storage_format(config: ReleaseConfig, images: int) -> str:
 
 
 def check_target(config: ReleaseConfig, ours: bool) -> None:
-    """Refuse an output that holds something else. ``ours``: this run began to write there, or finished.
+    """Refuse an output that holds something else. ``ours``: this run reached its publication before.
 
     Raises ConfigError.
     """
     target = Folder(str(config.release.path))
     if target.local is not None and target.local.is_file():
         raise ConfigError(f"output {config.release.path}: a file is in the way")
-    if target.names() and not ours:
+    # A local release is moved there whole, so without its card what is there is somebody else's.
+    if target.names() and not (ours and (target.local is None or target.exists(CARD))):
         raise ConfigError(
             f"output {config.release.path}: not empty, and not this run's; choose another folder or remove it first"
         )
@@ -177,7 +178,12 @@ class Publication:
         card = json.dumps(self._card(config, title, description), indent=1, sort_keys=True) + "\n"
         self.staging.write(card.encode(), CARD)
         self.stamp()
-        if self.target.local is not None:
+        if self.target.exists(CARD) and self.target.local is not None:
+            # A job that was killed right after the move, before its record said so.
+            if self.target.read(CARD) != card.encode():
+                raise ReleaseError(f"release {self.target.url}: changed since it was published; remove it first")
+            self.staging.remove()
+        elif self.target.local is not None:
             os.replace(self.staging.root, self.target.local)
         return hashlib.sha256(card.encode()).hexdigest()
 

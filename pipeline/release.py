@@ -20,7 +20,7 @@ from facecrowd.pipeline import leaks, publish, ray_data, steps, summary
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.audit import Counts, Released, audit
 from facecrowd.pipeline.config import ReleaseConfig
-from facecrowd.pipeline.errors import ConfigError, LeakError, PolicyError, ReleaseError, WorkspaceError
+from facecrowd.pipeline.errors import ConfigError, LeakError, PolicyError, ReleaseError
 from facecrowd.pipeline.photos import Listing, listing
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.schema import (
@@ -101,7 +101,17 @@ def prepare(config: ReleaseConfig) -> Prepared:
     prepared = Prepared(config, found, model_hashes(config))
     _apart(prepared)
     _space(prepared)
+    prepared.workspace.check()
+    publish.check_target(config, ours=_began(prepared))
     return prepared
+
+
+def _began(prepared: Prepared) -> bool:
+    """Whether this very release began, or finished, in its workspace before."""
+    workspace = prepared.workspace
+    if not workspace.folder.exists("run.key"):
+        return False
+    return _Run(prepared, workspace, workspace.key(), Progress(quiet=True)).began()
 
 
 def _apart(prepared: Prepared) -> None:
@@ -146,9 +156,8 @@ def release(prepared: Prepared, progress: Progress, execute: Execute | None = No
     Raises PolicyError, WorkspaceError, UnfinishedError, …; one that misses its policy is an Outcome, no error.
     """
     workspace = prepared.workspace
-    key = workspace.create()
     with workspace.locked():
-        return _Run(prepared, workspace, key, progress, execute).all()
+        return _Run(prepared, workspace, workspace.create(), progress, execute).all()
 
 
 @dataclass
@@ -199,7 +208,7 @@ class _Run:
 
     def all(self) -> Outcome:
         done = self._published()
-        publish.check_target(self.config, ours=done is not None or self._began())
+        publish.check_target(self.config, ours=self.began())
         if done is not None:
             return done
         self.progress.say(
@@ -341,13 +350,14 @@ class _Run:
     def _record(self) -> str:
         return f"releases/{self.names['release']}.json"
 
-    def _began(self) -> bool:
+    def began(self) -> bool:
+        """Whether this very release reached its publication before."""
         return self.workspace.folder.exists(self._record())
 
     def _published(self) -> Outcome | None:
         """The finished release of this very run, where it still is as it was published."""
         folder = self.workspace.folder
-        if not self._began():
+        if not self.began():
             return None
         card = Record.read(folder, self._record()).card
         target = self.prepared.target
@@ -378,6 +388,12 @@ class _Run:
                 rendered_hashes(self.parts(RENDERED, "rendered"), self.batches),
             )
             report = audit(config, plan, seen, self.key, counts, len(names), model_rows(config, self.prepared.hashes))
+            # Whatever the scan finds stops the publication, so a report that is read lists none.
+            report["leaks"] = []
+            publication.write_text(publish.AUDIT, json.dumps(report, indent=1, sort_keys=True) + "\n")
+            publication.write_text(publish.CONFIG, publish.config_text(config))
+            publication.write_text(publish.LICENCES, summary.licences(report))
+            publication.write_text(publish.README, summary.readme(report, form))
             publication.stamp()
             hits = leaks.scan(
                 publication.staging,
@@ -386,14 +402,8 @@ class _Run:
                 self._sources(plan),
                 self._originals(),
             )
-            report["leaks"] = [asdict(hit) for hit in hits]
-            report["met"] = report["met"] and not hits
-            publication.write_text(publish.AUDIT, json.dumps(report, indent=1, sort_keys=True) + "\n")
-            publication.write_text(publish.CONFIG, publish.config_text(config))
-            publication.write_text(publish.LICENCES, summary.licences(report))
-            publication.write_text(publish.README, summary.readme(report, form))
             if hits:
-                raise LeakError(f"release not published: {summary.leak_lines(report['leaks'])}")
+                raise LeakError(f"release not published: {summary.leak_lines([asdict(hit) for hit in hits])}")
             title = f"facecrowd {config.method.name} release"
             card = publication.finish(config, title, summary.description(report))
         replace(record, card=card).write(self.workspace.folder, self._record())
@@ -490,12 +500,12 @@ class Record:
 
     @classmethod
     def of(cls, folder: Folder, card: str) -> Record:
-        """The record of the release whose card has this hash. Raises WorkspaceError where there is none."""
+        """The record of the release whose card has this hash. Raises ConfigError where there is none."""
         for name in folder.child("releases").names():
             record = cls.read(folder, f"releases/{name}")
             if record.card == card:
                 return record
-        raise WorkspaceError(f"workspace {folder.url}: did not make this release, or the release was changed since")
+        raise ConfigError(f"workspace {folder.url}: did not make this release, or the release was changed since")
 
 
 def rendered_hashes(rendered: Parts, count: int) -> list[str]:

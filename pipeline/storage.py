@@ -209,11 +209,18 @@ class Workspace:
                 "workspace.catalog (configured in ~/.pyiceberg.yaml or PYICEBERG_CATALOG__NAME__URI)"
             )
 
+    def check(self) -> None:
+        """Whether the catalog is known, without opening it. Raises ConfigError."""
+        from pyiceberg.utils.config import Config
+
+        if self.catalog_name and Config().get_catalog_config(self.catalog_name) is None:
+            raise ConfigError(
+                f"workspace.catalog {self.catalog_name}: no PyIceberg catalog of this name is configured "
+                "(~/.pyiceberg.yaml, or PYICEBERG_CATALOG__NAME__URI)"
+            )
+
     def create(self) -> RunKey:
-        """Make the folder, readable by its owner alone, and draw the run key, once."""
-        if self.folder.local is not None:
-            self.folder.local.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.folder.local.chmod(0o700)
+        """The run key, drawn once. Call it under the lock: of two jobs only one may draw."""
         if not self.folder.exists("run.key"):
             self.folder.write(RunKey.draw().secret.hex().encode(), "run.key")
             if self.folder.local is not None:
@@ -224,7 +231,7 @@ class Workspace:
         try:
             secret = bytes.fromhex(self.folder.read("run.key").decode())
         except FileNotFoundError:
-            raise WorkspaceError(f"workspace {self.url}: no run.key in it; is it a facecrowd workspace?") from None
+            raise ConfigError(f"workspace {self.url}: no run.key in it; is it a facecrowd workspace?") from None
         except ValueError:
             raise WorkspaceError(f"workspace {self.url}: run.key is damaged") from None
         if len(secret) != KEY_BYTES:
@@ -233,10 +240,15 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the workspace for one job. The operating system drops the lock of a killed one."""
+        """Make the folder, readable by its owner alone, and hold it for one job.
+
+        The operating system drops the lock of a killed one.
+        """
         if self.folder.local is None:
             yield  # an object store has no locks; parts are idempotent and commits guarded
             return
+        self.folder.local.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.local.chmod(0o700)
         with open(self.folder.local / "lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
