@@ -26,7 +26,7 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
     the leak scan; the recorded figures are repeated and said to be recorded. With it: the attacks are run again, on the
     pixels decoded from the released files.
 
-    Raises ReleaseError when the folder is no whole release, WorkspaceError when the workspace did not make it.
+    Raises ReleaseError when the folder is no whole release, ConfigError when the workspace did not make it.
     """
     release = Folder(url)
     if not release.exists(publish.CARD):
@@ -34,15 +34,18 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
             f"release {url}: no {publish.CARD} in it, so this is no release, or one that was not finished"
         )
     card = release.read(publish.CARD)
-    listed = _listed(json.loads(card), url)
+    listed = _listed(card, url)
     broken = _broken(release, listed)
     if broken:
         raise ReleaseError(f"release {url}: {len(broken)} files are missing or changed, first {broken[0]}")
     manifest = pq.read_table(pa.BufferReader(release.read(publish.MANIFEST)))
     rows = manifest.to_pylist()
-    for row, (name, data) in zip(rows, publish.read_images(release, rows), strict=True):
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise ReleaseError(f"release {url}: image {name} is not what its manifest row says")
+    try:
+        for row, (name, data) in zip(rows, publish.read_images(release, rows), strict=True):
+            if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                raise ReleaseError(f"release {url}: image {name} is not what its manifest row says")
+    except FileNotFoundError as error:
+        raise ReleaseError(f"release {url}: an image of the manifest is missing: {error.filename or error}") from None
     expected = {*listed, publish.CARD, *(row["file"] for row in rows)}
     hits = leaks.scan(release, publish.read_images(release, rows), expected)
     report = json.loads(release.read(publish.AUDIT))
@@ -57,11 +60,12 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
     return report, lines + summary.verdict_lines(report)
 
 
-def _listed(card: dict[str, Any], url: str) -> dict[str, str]:
+def _listed(card: bytes, url: str) -> dict[str, str]:
     """File → SHA-256 as the card lists them."""
     try:
-        return {o["contentUrl"]: o["sha256"] for o in card["distribution"] if o["@type"] == "cr:FileObject"}
-    except (KeyError, TypeError):
+        objects = json.loads(card)["distribution"]
+        return {o["contentUrl"]: o["sha256"] for o in objects if o["@type"] == "cr:FileObject"}
+    except (KeyError, TypeError, ValueError):
         raise ReleaseError(f"release {url}: {publish.CARD} is not the card of a release") from None
 
 
