@@ -226,16 +226,15 @@ def equivalence_classes(columns: Columns) -> Classes:
     EmptyTableError, LengthError, ColumnError, NullValueError
     """
     arrays = _arrow_columns(columns)
-    labels, codes = zip(*(_ranked(array, name) for name, array in arrays.items()), strict=True)
-    code = _packed(codes, [len(label) for label in labels])
-    _, first, ids = np.unique(code, return_index=True, return_inverse=True)
-    vectors = pa.table(
-        {
-            name: label.take(pa.array(codes[i][first]))
-            for i, (name, label) in enumerate(zip(arrays, labels, strict=True))
-        }
-    )
-    return Classes(ids.astype(np.int64, copy=False), vectors)
+    code = _packed(arrays)
+    # np.unique with return_index sorts stably, at several times the cost; any row can stand for its class
+    order = np.argsort(code)
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = np.diff(code[order]) != 0
+    ids = np.empty(len(order), dtype=np.int64)
+    ids[order] = np.cumsum(starts) - 1
+    first = pa.array(order[starts])
+    return Classes(ids, pa.table({name: array.take(first) for name, array in arrays.items()}))
 
 
 def partial_histogram(
@@ -269,7 +268,7 @@ def partial_histogram(
     length = len(subject_array)
     if length == 0:
         raise EmptyTableError("the table has no rows, so nothing can be measured; check the input and its filters")
-    people, person = _ranked(subject_array, "subject")
+    people, person = _people(subject_array)
     grouped = _grouped(columns, length)
     values = _grouped(sensitive, length)
     return _count(
@@ -305,7 +304,7 @@ def merge(parts: Sequence[PartialHistogram]) -> PartialHistogram:
     classes = _stacked([part.classes for part in parts], "quasi-identifiers")
     values = _stacked([part.values for part in parts], "sensitive attributes")
     subjects = _stacked([pa.table({"subject": part.subjects}) for part in parts], "subjects")
-    people, person = _ranked(subjects.column("subject").combine_chunks(), "subject")
+    people, person = _people(_arrow(subjects.column("subject"), "subject"))
     grouped = _grouped(classes, classes.num_rows)
     valued = _grouped(values, values.num_rows) if values.num_columns else _grouped(None, len(parts))
 
@@ -342,7 +341,7 @@ def per_subject_majority(subject: ArrayLike | pa.Array | pa.ChunkedArray, column
     """
     subject_array = _arrow(subject, "subject")
     arrays = _arrow_columns(columns, len(subject_array))
-    people, person = _ranked(subject_array, "subject")
+    people, person = _people(subject_array)
     chosen = {}
     for name, array in arrays.items():
         labels, code = _ranked(array, name)
@@ -387,7 +386,7 @@ def _arrow_columns(columns: Columns, length: int | None = None) -> dict[str, pa.
     return arrays
 
 
-def _ranked(array: pa.Array, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
+def _ranked(array: pa.Array, name: str) -> tuple[pa.Array, NDArray[Any]]:
     """The distinct values in order, and the position of each row's value among them."""
     kind = array.type
     missing = array.null_count
@@ -402,8 +401,8 @@ def _ranked(array: pa.Array, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
     if pa.types.is_boolean(kind):
         flags = np.asarray(array.to_numpy(zero_copy_only=False))
         if flags.all() or not flags.any():
-            return pa.array([bool(flags[0])]), np.zeros(len(flags), dtype=np.int64)
-        return pa.array([False, True]), flags.astype(np.int64)
+            return pa.array([bool(flags[0])]), np.zeros(len(flags), dtype=np.uint8)
+        return pa.array([False, True]), flags.view(np.uint8)
     if pa.types.is_integer(kind):
         numbers = array.to_numpy(zero_copy_only=False)
         low, high = int(numbers.min()), int(numbers.max())
@@ -426,18 +425,28 @@ def _ranked(array: pa.Array, name: str) -> tuple[pa.Array, NDArray[np.int64]]:
     return encoded.dictionary.take(pa.array(order)), rank[encoded.indices.to_numpy()]
 
 
-def _packed(codes: Sequence[NDArray[np.int64]], sizes: Sequence[int]) -> NDArray[np.uint64]:
-    """One code per row, ordered like the tuples of ``codes``: packed bits, or row codes where 64 bits are too few."""
-    packed = np.zeros(len(codes[0]), dtype=np.uint64)
+def _people(subject: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    people, person = _ranked(subject, "subject")
+    return people, person.astype(np.int64, copy=False)  # ranks of two people may come as bytes, and are multiplied
+
+
+def _packed(arrays: Mapping[str, pa.Array]) -> NDArray[np.uint64]:
+    """One code per row, ordered like the rows' vectors: packed bits, or row codes where 64 bits are too few.
+
+    Columns are ranked one at a time, so that only one column's ranks are held beside the code.
+    """
+    packed = np.zeros(len(next(iter(arrays.values()))), dtype=np.uint64)
     used = 0
-    for code, size in zip(codes, sizes, strict=True):
-        bits = max(size - 1, 0).bit_length()
+    for name, array in arrays.items():
+        labels, code = _ranked(array, name)
+        bits = (len(labels) - 1).bit_length()
         if bits == 0:
             continue
         if used + bits > CODE_BITS:
-            distinct, packed_rank = np.unique(packed, return_inverse=True)
-            packed, used = packed_rank.astype(np.uint64), max(len(distinct) - 1, 0).bit_length()
-        packed = (packed << np.uint64(bits)) | code.astype(np.uint64)
+            distinct, rank = np.unique(packed, return_inverse=True)
+            packed, used = rank.astype(np.uint64), (len(distinct) - 1).bit_length()
+        packed <<= np.uint64(bits)
+        packed |= code.astype(np.uint64)
         used += bits
     return packed
 
@@ -450,7 +459,7 @@ def _grouped(columns: Columns | None, length: int) -> Classes:
     if len(arrays) == 1:  # ranks of one column are the classes already
         ((name, array),) = arrays.items()
         label, code = _ranked(array, name)
-        return Classes(code, pa.table({name: label}))
+        return Classes(code.astype(np.int64, copy=False), pa.table({name: label}))
     return equivalence_classes(pa.table(arrays))
 
 

@@ -149,6 +149,12 @@ def test_the_majority_vector_is_constant_per_subject_and_ties_go_to_the_smaller_
     assert released.num_rows == len(rows)
 
 
+def test_two_subjects_named_by_a_boolean_do_not_overflow():
+    found = per_subject_majority([False, True] * 300, {"age": np.arange(600)})
+    assert found.vectors["age"].to_pylist() == [0, 1]
+    assert found.row_subject.dtype == np.int64
+
+
 def test_majority_of_an_attribute_with_a_value_per_row():
     found = per_subject_majority(np.repeat(np.arange(2000), 2), {"age": np.arange(4000)[::-1]})
     assert found.vectors["age"].to_pylist() == [3998 - 2 * i for i in range(2000)]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from facecrowd.privacy.errors import ColumnError, EmbeddingError, LengthError, PolicyError, TooFewSubjectsError
 from facecrowd.privacy.microaggregation import _integers, microaggregate
+from facecrowd.privacy.reidentification import identify
 
 
 def people(n, d=16, seed=0):
@@ -137,3 +138,17 @@ def test_neither_threads_nor_the_order_of_sums_can_change_the_partition():
 def test_whole_numbers_are_small_enough_for_exact_sums(n, k):
     exact, _ = _integers(np.ones((n, 512)), k)
     assert max(n, (2 * k) ** 2) * 512 * int(exact.max()) ** 2 <= 2**53
+
+
+@pytest.mark.slow
+def test_real_people_in_classes_of_five_are_named_once_in_five(lfw):
+    points, names = lfw
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    people, person = np.unique(names, return_inverse=True)
+    mean = np.array([unit[person == i].mean(axis=0) for i in range(len(people))])
+    found = microaggregate(mean, 5, subjects=people)
+    shuffled = np.random.default_rng(0).permutation(np.arange(len(people)) // 5)
+    assert found.sse < 0.87 * sse(mean, shuffled)
+    surrogate = np.array([mean[found.ids == c].mean(axis=0) for c in range(len(found.sizes))])[found.ids][person]
+    attack = identify(surrogate, names, points, names, rng=np.random.default_rng(0)).rank_one
+    assert attack.low <= 1 / 5 <= attack.high
