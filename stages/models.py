@@ -440,7 +440,15 @@ def load(file: str | os.PathLike[str], device: Device = "cpu", threads: int = 1)
     """An .onnx file as InsightFace's object for it (``SCRFD``, ``ArcFaceONNX``, …); None where it knows none."""
     from insightface import model_zoo
 
-    return model_zoo.get_model(os.fspath(file), **session(device, threads))
+    from facecrowd.stages import prelu
+
+    found = model_zoo.get_model(os.fspath(file), **session(device, threads))
+    graph = prelu.fast(file) if found is not None and device == "cpu" else None
+    if graph is not None:
+        import onnxruntime
+
+        found.session = onnxruntime.InferenceSession(graph, **session(device, threads))
+    return found
 
 
 @dataclass(frozen=True)
