@@ -21,11 +21,14 @@ def lfw() -> tuple[np.ndarray, np.ndarray]:
     if not photos or not models.exists():
         pytest.skip("LFW and the buffalo_sc models are not beside the checkout")
     import cv2
+    import onnxruntime
     from insightface.model_zoo import get_model
     from insightface.utils import face_align
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     detector, recogniser = (
-        get_model(str(models / name), providers=["CPUExecutionProvider"])
+        get_model(str(models / name), providers=["CPUExecutionProvider"], sess_options=options)
         for name in ("det_500m.onnx", "w600k_mbf.onnx")
     )
     detector.prepare(-1, input_size=(256, 256), det_thresh=0.4)
