@@ -118,8 +118,8 @@ def _apart(prepared: Prepared) -> None:
     """Input, workspace and release must not lie inside each other."""
     places = {
         "input": prepared.config.input.path,
-        "workspace": prepared.config.workspace_path,
         "output": prepared.config.release.path,
+        "workspace": prepared.config.workspace_path,
     }
     real = {name: os.path.realpath(f.local) for name, p in places.items() if (f := Folder(str(p))).local is not None}
     for a, first in real.items():

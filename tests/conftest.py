@@ -70,7 +70,7 @@ def photos(people: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
 def settings(photos: Path, model_folder: str | None) -> Callable[..., configs.ReleaseConfig]:
     """``settings(output, **{"policy.k": 2})``: the config of a small release with many micro-batches."""
 
-    def make(output: Path | str, **changes: Any) -> configs.ReleaseConfig:
+    def make(output: Path | str, /, **changes: Any) -> configs.ReleaseConfig:
         values: dict[str, Any] = {
             "input.path": str(photos),
             "release.path": str(output),
