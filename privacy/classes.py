@@ -323,6 +323,40 @@ def merge(parts: Sequence[PartialHistogram]) -> PartialHistogram:
     )
 
 
+def regrouped(partial: PartialHistogram, class_of: NDArray[np.int64]) -> PartialHistogram:
+    """The same rows in other classes: class c of ``partial`` becomes class ``class_of[c]``, or is left out below 0.
+
+    The new classes are numbered 0 … C - 1 as given, every number in use, under the one column ``class``. A subject with
+    rows in several old classes that fall together counts once. Exact.
+
+    Raises
+    ------
+    LengthError
+        If ``class_of`` has not one entry per class.
+    EmptyTableError
+        If every class is left out.
+    """
+    if len(class_of) != partial.classes.num_rows:
+        raise LengthError(
+            f"{len(class_of)} classes are mapped where there are {partial.classes.num_rows}; give one each"
+        )
+    target = np.asarray(class_of, dtype=np.int64)[partial.cell_class]
+    kept = target >= 0
+    if not kept.any():
+        raise EmptyTableError("every class is left out, so nothing is released; relax the policy")
+    classes = pa.table({"class": pa.array(np.arange(int(class_of.max()) + 1))})
+    people, person = np.unique(partial.cell_subject[kept], return_inverse=True)
+    return _count(
+        classes,
+        partial.subjects.take(pa.array(people)),
+        partial.values,
+        target[kept],
+        person.astype(np.int64, copy=False),
+        partial.cell_value[kept],
+        partial.cell_rows[kept],
+    )
+
+
 def per_subject_majority(subject: ArrayLike | pa.Array | pa.ChunkedArray, columns: Columns) -> SubjectVectors:
     """One vector per subject: per attribute, the value that most of the subject's rows have.
 

@@ -45,3 +45,11 @@ class ReferenceDistributionError(PrivacyError):
 
 class PolicyError(PrivacyError):
     """A policy contradicts itself or the table it is asked of."""
+
+
+class HierarchyError(PrivacyError):
+    """A value generalisation hierarchy is no tree, or lacks a value of its attribute."""
+
+
+class UnreachableError(PrivacyError):
+    """No plan reaches the policy; the message says which requirement fails, by how much, and what would reach it."""
