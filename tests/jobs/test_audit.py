@@ -1,0 +1,226 @@
+"""Claims of ``facecrowd audit``: a release is checked from its files; what was planted in it is found, and said."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from facecrowd.jobs import audit as audits
+from facecrowd.jobs.cli import app
+from facecrowd.pipeline import ray_data
+from facecrowd.pipeline.publish import MODIFIED
+from facecrowd.pipeline.release import Execute, Outcome
+
+Tree = Callable[[Path | str], dict[str, bytes]]
+
+
+@pytest.fixture
+def release(released: Outcome, tmp_path: Path) -> Path:
+    """A copy of a release, times and all."""
+    return Path(shutil.copytree(released.release.root, tmp_path / "release"))
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch, in_process: Execute) -> None:
+    monkeypatch.setattr(ray_data, "run", in_process)
+    monkeypatch.setattr(ray_data, "session", lambda *_: _Nothing())
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def audit(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, ["audit", *map(str, arguments), "--quiet"])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+def stamp(release: Path) -> None:
+    for file in [*release.rglob("*"), release]:
+        os.utime(file, (MODIFIED, MODIFIED))
+
+
+def relist(release: Path) -> None:
+    """Make manifest and card agree with the files again, as somebody would who repairs a release by hand."""
+    table = pq.read_table(release / "manifest.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        row["sha256"] = hashlib.sha256((release / row["file"]).read_bytes()).hexdigest()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), release / "manifest.parquet")
+    card = json.loads((release / "metadata.json").read_text())
+    for item in card["distribution"]:
+        if "sha256" in item:
+            item["sha256"] = hashlib.sha256((release / item["contentUrl"]).read_bytes()).hexdigest()
+    (release / "metadata.json").write_text(json.dumps(card))
+    stamp(release)
+
+
+def test_a_release_as_it_was_published_passes(release: Path) -> None:
+    result = audit(release)
+    assert result.exit_code == 0, result.output
+    assert "12 images, 5 files: all as published" in result.stdout
+    assert "figures: recorded when the release was made; give --workspace to measure again" in result.stdout
+
+
+def test_with_the_workspace_the_figures_are_measured_again_and_agree(
+    released: Outcome, release: Path, tmp_path: Path, without_ray: None
+) -> None:
+    workspace = shutil.copytree(released.workspace.root, tmp_path / "workspace")
+    result = audit(release, "--workspace", workspace, "--json", tmp_path / "audit.json")
+    assert result.exit_code == 0, result.output
+    assert "measured again, on the pixels of the released files" in result.stdout
+    assert json.loads((tmp_path / "audit.json").read_text()) == released.audit
+
+
+@pytest.mark.parametrize("changes", [{"output": "photo"}, {"method.name": "blur", "policy.k": None}])
+def test_every_kind_of_release_can_be_measured_again(
+    tmp_path: Path,
+    settings: Callable[..., Any],
+    make_release: Callable[..., Outcome],
+    without_ray: None,
+    changes: dict[str, Any],
+) -> None:
+    outcome = make_release(settings(tmp_path / "release", **changes))
+    result = audit(tmp_path / "release", "--workspace", outcome.workspace.root, "--json", tmp_path / "audit.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "audit.json").read_text()) == outcome.audit
+
+
+def test_a_workspace_that_did_not_make_it_is_refused(release: Path, tmp_path: Path, released: Outcome) -> None:
+    result = audit(release, "--workspace", tmp_path / "nowhere")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"facecrowd: workspace {tmp_path}/nowhere: no run.key in it; is it a facecrowd workspace?\n",
+    )
+    (tmp_path / "other").mkdir()
+    shutil.copy(released.workspace.at("run.key"), tmp_path / "other")
+    result = audit(release, "--workspace", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "did not make this release" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- what is planted
+
+
+def image_of(release: Path) -> Path:
+    return sorted((release / "images").iterdir())[0]
+
+
+def put_exif_in(release: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "a camera"
+    out = io.BytesIO()
+    Image.open(image_of(release)).save(out, "JPEG", exif=exif)
+    image_of(release).write_bytes(out.getvalue())
+    stamp(release)
+
+
+def put_an_original_in(release: Path, photos: Path) -> None:
+    shutil.copy(next(photos.rglob("*.jpg")), image_of(release))
+    stamp(release)
+
+
+def change_the_policy(release: Path) -> None:
+    report = json.loads((release / "audit.json").read_text())
+    report["policy"]["k"] = 50
+    (release / "audit.json").write_text(json.dumps(report))
+    stamp(release)
+
+
+@pytest.mark.parametrize("plant", [put_exif_in, put_an_original_in])
+def test_a_changed_image_is_refused(release: Path, photos: Path, plant: Callable[..., None]) -> None:
+    plant(*([release, photos] if plant is put_an_original_in else [release]))
+    result = audit(release)
+    assert result.exit_code == 2
+    assert f"image {image_of(release).stem} is not what its manifest row says" in result.stderr
+
+
+def test_a_changed_text_is_refused(release: Path) -> None:
+    change_the_policy(release)
+    result = audit(release)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"facecrowd: release {release}: 1 files are missing or changed, first audit.json\n",
+    )
+
+
+def test_a_missing_image_is_refused(release: Path) -> None:
+    image_of(release).unlink()
+    result = audit(release)
+    assert result.exit_code == 2
+    assert "an image of the manifest is missing" in result.stderr
+
+
+@pytest.mark.parametrize("card", [b"", b"no json", b"[]", b'{"distribution": 3}', b"{}"])
+def test_a_card_that_is_none_is_refused(release: Path, card: bytes) -> None:
+    (release / "metadata.json").write_bytes(card)
+    result = audit(release)
+    assert result.exit_code == 2
+    assert "metadata.json is not the card of a release" in result.stderr
+
+
+def test_a_folder_without_its_card_is_no_release(release: Path, tmp_path: Path) -> None:
+    (release / "metadata.json").unlink()
+    for folder in (release, tmp_path / "nowhere"):
+        result = audit(folder)
+        assert result.exit_code == 2
+        assert "no metadata.json in it, so this is no release, or one that was not finished" in result.stderr
+
+
+def test_an_extra_file_is_a_leak(release: Path) -> None:
+    (release / "images" / "notes.txt").write_text("p01 is …")
+    stamp(release)
+    result = audit(release)
+    assert result.exit_code == 1
+    assert "LEAK unexpected file in images/notes.txt" in result.stdout
+    assert "NOT" in result.stdout.splitlines()[-1]
+
+
+def test_exif_is_a_leak_even_where_somebody_made_the_hashes_agree(release: Path) -> None:
+    put_exif_in(release)
+    relist(release)
+    result = audit(release)
+    assert result.exit_code == 1
+    assert f"LEAK metadata in {image_of(release).stem}: EXIF" in result.stdout
+
+
+def test_a_release_repaired_by_hand_is_not_the_workspaces(release: Path, released: Outcome, photos: Path) -> None:
+    put_an_original_in(release, photos)
+    relist(release)
+    result = audit(release, "--workspace", released.workspace.root)
+    assert result.exit_code == 2
+    assert "did not make this release, or the release was changed since" in result.stderr
+
+
+def test_a_time_of_its_own_is_a_leak(release: Path) -> None:
+    os.utime(image_of(release), (1_700_000_000, 1_700_000_000))
+    result = audit(release)
+    assert result.exit_code == 1
+    assert "LEAK timestamps" in result.stdout
+
+
+def test_an_audit_changes_nothing_in_the_release(release: Path, tree: Tree) -> None:
+    before = tree(release)
+    audit(release)
+    assert tree(release) == before
+
+
+def test_the_figures_are_the_lines(release: Path, tmp_path: Path) -> None:
+    report, lines = audits.audit_release(str(release), None, audits.Progress(quiet=True))
+    result = audit(release, "--json", tmp_path / "audit.json")
+    assert json.loads((tmp_path / "audit.json").read_text()) == report
+    assert result.stdout.splitlines() == lines
