@@ -58,6 +58,11 @@ class Released:
     detected: np.ndarray
     hashes: np.ndarray
 
+    def repeated(self, images: np.ndarray) -> Released:
+        """Each face as often as images stand for its row of the plan (``images``: (N,) int)."""
+        index = np.repeat(np.arange(len(self.row)), images[self.row])
+        return Released(self.row[index], self.embedding[index], self.detected[index], self.hashes[index])
+
 
 @dataclass(frozen=True)
 class Counts:

@@ -127,6 +127,12 @@ class Method(Section):
     name: Literal["k-same", "blur", "pixelate", "mask", "noise"] = option(
         "k-same", "How a face is replaced.", flag="method"
     )
+    surrogates_per_subject: int | None = option(
+        None,
+        "k-same: release this many images of every person, so that photo counts tell nothing (default: as many as "
+        "each has photos).",
+        ge=1,
+    )
     sigma: float = option(8.0, "blur: Gaussian sigma in px of a 256 px crop.", gt=0)
     blocks: int = option(12, "pixelate: blocks across the crop.", ge=1)
     mask: Literal["eyes", "face"] = option("eyes", "mask: what the black box covers.")
@@ -174,6 +180,8 @@ class ReleaseConfig(Section):
     def complete(self) -> ReleaseConfig:
         if self.method.name == "k-same" and self.policy.k is None:
             object.__setattr__(self, "policy", self.policy.model_copy(update={"k": 5}))
+        if self.method.surrogates_per_subject and (self.method.name != "k-same" or self.output != "crop"):
+            raise ValueError("method.surrogates_per_subject is for k-same with output: crop; the others alter photos")
         if self.input.subjects == "column" and not self.input.subject_column:
             raise ValueError("input.subjects: column needs input.subject_column")
         if (self.policy.quasi_identifiers or self.policy.sensitive) and not (

@@ -32,7 +32,8 @@ class Plan:
 
     face_id, photo, status, reason : (N,) object; part, row : (N,) where the face lies in the manifest;
     embedding : (N, D) float32, zeros without a face; class_id : (N,) int32, -1 for none;
-    originals, released : attribute → (N,) object, None where the row has none.
+    originals, released : attribute → (N,) object, None where the row has none; images : (N,) int, how many released
+    images stand for the row.
     """
 
     face_id: np.ndarray
@@ -44,6 +45,7 @@ class Plan:
     class_id: np.ndarray
     originals: dict[str, np.ndarray]
     released: dict[str, np.ndarray]
+    images: np.ndarray
 
     @property
     def subject_id(self) -> np.ndarray:
@@ -107,6 +109,7 @@ def load(config: ReleaseConfig, plan: pa.Table, faces: pa.Table, source: str, sp
         class_id=plan["class_id"].to_numpy(),
         originals=_lookup(plan["originals"], (*config.policy.quasi_identifiers, *config.policy.sensitive)),
         released=_lookup(plan["released"], config.policy.quasi_identifiers),
+        images=_images(subjects.subject_id, config.method.surrogates_per_subject),
     )
 
 
@@ -152,6 +155,7 @@ def make(config: ReleaseConfig, source: str, photos: pa.Table, faces: pa.Table) 
         class_id=class_id,
         originals=originals,
         released=released,
+        images=_images(subjects.subject_id, config.method.surrogates_per_subject),
     )
 
 
@@ -180,6 +184,21 @@ def _classes(
     for name in names:
         released[name][rows] = shown[name]
     return class_id, released
+
+
+def _images(subject_id: np.ndarray, per_subject: int | None) -> np.ndarray:
+    """Images per row: one for every face of a subject, or ``per_subject`` of each, dealt out over its faces."""
+    rows = np.flatnonzero(subject_id != "")
+    images = np.zeros(len(subject_id), dtype=np.int64)
+    if per_subject is None:
+        images[rows] = 1
+        return images
+    _, person, faces = np.unique(subject_id[rows].astype(str), return_inverse=True, return_counts=True)
+    order = np.argsort(person, kind="stable")
+    number = np.empty(len(rows), dtype=np.int64)
+    number[order] = np.arange(len(rows)) - np.repeat(np.cumsum(faces) - faces, faces)
+    images[rows] = per_subject // faces[person] + (number < per_subject % faces[person])
+    return images
 
 
 def subject_means(embedding: np.ndarray, person: np.ndarray, people: int) -> np.ndarray:

@@ -20,7 +20,8 @@ import numpy as np
 
 from facecrowd.pipeline.errors import ConfigError, UnfinishedError
 from facecrowd.pipeline.progress import Progress
-from facecrowd.stages.stage import Batch, Stage
+from facecrowd.stages.batch import concatenate, take, without
+from facecrowd.stages.stage import Batch, Stage, rows
 
 NO_PROGRESS_TIMEOUT_S = 600
 CPU_HEADROOM = 0.95
@@ -32,12 +33,17 @@ Sink = Callable[[int, Batch], int]
 
 @dataclass(frozen=True)
 class Step:
-    """What happens to each micro-batch of one table: where it comes from, the stages, where it goes."""
+    """What happens to each micro-batch of one table: where it comes from, the stages, where it goes.
+
+    at_once : rows that go through the stages together, for stages that look at each row alone (0: all). Pixels of that
+    many rows are in memory at a time, and the sink gets none.
+    """
 
     name: str
     source: Source
     stages: tuple[Stage, ...]
     sink: Sink
+    at_once: int = 0
 
 
 @contextmanager
@@ -95,8 +101,8 @@ def _hushed() -> Iterator[None]:
 class _Group:
     """Consecutive stages that share one actor."""
 
-    def __init__(self, stages: tuple[Stage, ...], source: Source | None, sink: Sink | None) -> None:
-        self.stages, self.source, self.sink = stages, source, sink
+    def __init__(self, stages: tuple[Stage, ...], source: Source | None, sink: Sink | None, at_once: int) -> None:
+        self.stages, self.source, self.sink, self.at_once = stages, source, sink, at_once
         for stage in stages:
             stage.setup()
 
@@ -105,22 +111,27 @@ class _Group:
         for i, number in enumerate(block["part"]):
             part = int(number)
             batch = self.source(part) if self.source else pickle.loads(block["columns"][i])  # noqa: S301 - our own bytes
-            batch = apply(self.stages, batch)
+            batch = apply(self.stages, batch, self.at_once)
             out["part"].append(part)
             out["rows"].append(self.sink(part, batch) if self.sink else -1)
-            out["columns"].append(b"" if self.sink else pickle.dumps(self._portable(batch)))
+            out["columns"].append(b"" if self.sink else pickle.dumps(_portable(self.stages, batch)))
         return out
 
-    def _portable(self, batch: Batch) -> Batch:
-        transient = {name for stage in self.stages for name in stage.transient}
-        return {name: values for name, values in batch.items() if name not in transient}
 
-
-def apply(stages: Sequence[Stage], batch: Batch) -> Batch:
-    """The stages one after the other, in this process."""
+def apply(stages: Sequence[Stage], batch: Batch, at_once: int = 0) -> Batch:
+    """The stages one after the other, in this process; ``at_once`` as in ``Step``."""
+    if stages and 0 < at_once < rows(batch):
+        count = rows(batch)
+        slices = [take(batch, range(start, min(start + at_once, count))) for start in range(0, count, at_once)]
+        return concatenate([_portable(stages, apply(stages, piece)) for piece in slices])
     for stage in stages:
         batch = stage(batch)
     return batch
+
+
+def _portable(stages: Sequence[Stage], batch: Batch) -> Batch:
+    """The batch without the pixels that only its stages share."""
+    return without(batch, *(name for stage in stages for name in stage.transient))
 
 
 def groups(stages: Sequence[Stage]) -> list[tuple[Stage, ...]]:
@@ -152,6 +163,7 @@ def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
                 group,
                 step.source if index == 0 else None,
                 step.sink if index == len(fused) - 1 else None,
+                step.at_once,
             ),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers),

@@ -274,6 +274,7 @@ class _Run:
             steps.PhotoSource(photos),
             steps.detect_stages(self.config.detect),
             steps.FaceSink(faces, self.key),
+            at_once=steps.PHOTOS_AT_ONCE,
         )
         self._table(faces, self.batches, self._on_ray(step))
 
@@ -376,18 +377,21 @@ class _Run:
         record.write(self.workspace.folder, self._record())
         with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
             publication = publish.Publication(target, Path(scratch))
-            form = publish.storage_format(config, len(plan.kept))
-            names: dict[str, str] = {}
-            publication.write_images(self._images(plan, names), len(plan.kept), form, config.release.shard_images)
-            self.progress.say(f"publish: {len(names)} images as {form}")
+            form = publish.storage_format(config, int(plan.images.sum()))
+            names: dict[str, list[str]] = {}
+            images = self._images(plan, names)
+            publication.write_images(images, int(plan.images.sum()), form, config.release.shard_images)
+            self.progress.say(f"publish: {len(publication.rows)} images as {form}")
             self._link(plan, names, publication.rows)
             seen = released_faces(
                 plan,
                 self.parts(RENDERED if config.output == "crop" else JUDGED, "rendered"),
                 self.batches,
                 rendered_hashes(self.parts(RENDERED, "rendered"), self.batches),
+            ).repeated(plan.images)
+            report = audit(
+                config, plan, seen, self.key, counts, len(publication.rows), model_rows(config, self.prepared.hashes)
             )
-            report = audit(config, plan, seen, self.key, counts, len(names), model_rows(config, self.prepared.hashes))
             # Whatever the scan finds stops the publication, so a report that is read lists none.
             report["leaks"] = []
             publication.write_text(publish.AUDIT, json.dumps(report, indent=1, sort_keys=True) + "\n")
@@ -409,7 +413,7 @@ class _Run:
         replace(record, card=card).write(self.workspace.folder, self._record())
         return Outcome(target, self.workspace.folder, report)
 
-    def _images(self, plan: planning.Plan, names: dict[str, str]) -> Iterator[publish.Image]:
+    def _images(self, plan: planning.Plan, names: dict[str, list[str]]) -> Iterator[publish.Image]:
         """Every image to release under its random name; ``names`` gathers them by face id or photo."""
         crop = self.config.output == "crop"
         source, ids = ("face_id", plan.face_id) if crop else ("photo", plan.photo)
@@ -423,10 +427,12 @@ class _Run:
                 # A photo without anybody's face is not released: nobody is known to be hidden in it.
                 if image["status"] != OK or not rows:
                     continue
-                name = names[image[source]] = self.key.token("name", image[source], 32)
                 # A photo of several people carries the label and the attributes of none.
                 label, shown = self._label(plan, rows[0]) if len(rows) == 1 else ("", {})
-                yield publish.Image(name, image["image"], image["width"], image["height"], label, shown)
+                drawn = [image[source], *(f"{image[source]}#{i}" for i in range(1, plan.images[rows[0]]))]
+                names[image[source]] = [self.key.token("name", d, 32) for d in drawn[: plan.images[rows[0]]]]
+                for name in names[image[source]]:
+                    yield publish.Image(name, image["image"], image["width"], image["height"], label, shown)
 
     def _label(self, plan: planning.Plan, row: int) -> tuple[str, dict[str, str]]:
         """The identity and the attributes that a released face carries."""
@@ -437,14 +443,14 @@ class _Run:
         }[self.config.release.identity]
         return identity, {n: values[row] for n, values in plan.released.items() if values[row] is not None}
 
-    def _link(self, plan: planning.Plan, names: dict[str, str], images: list[dict[str, Any]]) -> None:
+    def _link(self, plan: planning.Plan, names: dict[str, list[str]], images: list[dict[str, Any]]) -> None:
         """Keep, privately, which face every released image shows; ``images``: the rows of the release's manifest."""
         parts, size = self.parts(LINK, "release"), steps.IMAGES_PER_PART
         ids = plan.face_id if self.config.output == "crop" else plan.photo
         rows_of: dict[str, list[int]] = {}
         for row in plan.kept:
-            if ids[row] in names:
-                rows_of.setdefault(names[ids[row]], []).append(int(row))
+            for name in names.get(ids[row], []):
+                rows_of.setdefault(name, []).append(int(row))
 
         def write(missing: list[int]) -> None:
             for part in missing:

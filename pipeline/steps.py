@@ -33,6 +33,8 @@ from facecrowd.stages.stage import OK, Batch, Stage
 
 CLASSES_PER_PART = 32
 IMAGES_PER_PART = 64
+PHOTOS_AT_ONCE = 4
+"""Photos in a worker's memory: decoded, 20 megapixels are 60 MB."""
 CROP_QUALITY = 95
 """Of the crops kept in the workspace: high, because they are encoded once more for a release."""
 

@@ -51,7 +51,8 @@ class Folder:
 
     def _split(self) -> tuple[fsspec.AbstractFileSystem, str]:
         try:
-            fs, root = fsspec.core.url_to_fs(self.url)
+            # Workers write what the driver reads, so a listing remembered from before hides files that are there.
+            fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
             raise ConfigError(
                 f"{self.url}: {error}; install facecrowd[s3] or the package that serves this URL"
