@@ -43,7 +43,7 @@ import time
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -134,7 +134,7 @@ class _Probe:
     folder: Path
 
     def wrapped(self) -> ray_data.Step:
-        return ray_data.Step(self.step.name, self.source, self.step.stages, self.sink)
+        return replace(self.step, source=self.source, sink=self.sink)
 
     def source(self, part: int) -> Batch:
         self._note(part, "begin")
@@ -156,7 +156,7 @@ def _in_a_loop(step: ray_data.Step, parts: Sequence[int], progress: Progress) ->
     for stage in step.stages:
         stage.setup()
     for part in parts:
-        step.sink(part, ray_data.apply(step.stages, step.source(part)))
+        step.sink(part, ray_data.apply(step.stages, step.source(part), step.at_once))
 
 
 def _candidate(kind: str, settings: str, folder: str) -> None:

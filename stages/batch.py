@@ -40,6 +40,18 @@ def take(batch: Batch, positions: Sequence[int] | np.ndarray) -> Batch:
     }
 
 
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Batches of the same columns, one below the other."""
+    out: Batch = {}
+    for name, first in batches[0].items():
+        columns = [batch[name] for batch in batches]
+        if isinstance(first, np.ndarray):
+            out[name] = np.concatenate(columns)
+        else:
+            out[name] = [cell for column in columns for cell in column]
+    return out
+
+
 def without(batch: Batch, *columns: str) -> Batch:
     """``batch`` less ``columns``: for dropping pixels before a batch leaves its process."""
     return {name: column for name, column in batch.items() if name not in columns}
