@@ -186,27 +186,52 @@ class Histogram:
         """
         if list(attributes) == self.sensitive:
             return self
-        for name in attributes:
-            if name not in self.sensitive:
-                raise ColumnError(f"{name!r} is not a sensitive attribute of this table; it has {self.sensitive}")
-        grouped = equivalence_classes(self.values.select(list(attributes)))
-        old = len(grouped.ids)
-        fold = scipy.sparse.csr_array(
-            (np.ones(old), (np.arange(old), grouped.ids)), shape=(old, grouped.vectors.num_rows)
-        )
-        weights = scipy.sparse.csr_array(self.weights @ fold)
+        projection, values = fold(self.values, attributes)
+        weights = scipy.sparse.csr_array(self.weights @ projection)
         weights.sort_indices()
         return Histogram(
             classes=self.classes,
-            values=grouped.vectors,
+            values=values,
             rows=self.rows,
             subjects=self.subjects,
             largest_share=self.largest_share,
             weights=weights,
-            reference=self.reference @ fold,
+            reference=self.reference @ projection,
             total_rows=self.total_rows,
             total_subjects=self.total_subjects,
         )
+
+
+def fold(values: pa.Table, attributes: Sequence[str]) -> tuple[Any, pa.Table]:
+    """How weights of combinations of sensitive values add up to those of fewer attributes.
+
+    Parameters
+    ----------
+    values : pyarrow.Table, V rows
+        Distinct combinations.
+    attributes : sequence of str
+
+    Returns
+    -------
+    csr_array, shape (V, W)
+        One 1 per row: the combination that each becomes.
+    pyarrow.Table, W rows
+        The distinct combinations of ``attributes``.
+
+    Raises
+    ------
+    ColumnError
+        If an attribute is not among the columns.
+    """
+    for name in attributes:
+        if name not in values.column_names:
+            raise ColumnError(
+                f"{name!r} is not a sensitive attribute of this table; it has {list(values.column_names)}"
+            )
+    grouped = equivalence_classes(values.select(list(attributes)))
+    old = len(grouped.ids)
+    ones = (np.ones(old), (np.arange(old), grouped.ids))
+    return scipy.sparse.csr_array(ones, shape=(old, grouped.vectors.num_rows)), grouped.vectors
 
 
 def equivalence_classes(columns: Columns) -> Classes:

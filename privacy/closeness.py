@@ -16,11 +16,12 @@ for a ground distance :math:`d` between values, from 0 to 1. Three have closed f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
@@ -56,6 +57,9 @@ Ground: TypeAlias = Literal["equal", "ordered", "hamming"] | Ordered | Hierarchy
 ``Hierarchy``: height of the lowest common ancestor over the height of the tree. ``hamming``: share of the sensitive
 attributes that differ. An array: (V, V), in the order of ``Histogram.values``.
 """
+
+Distances: TypeAlias = Callable[[NDArray[Any], Any], NDArray[np.float64]]
+"""Of subjects (C,) and weights (C, V) in csr form, to the distance of each class to the reference, (C,)."""
 
 
 def equal_distance(p: ArrayLike, q: ArrayLike) -> NDArray[np.float64]:
@@ -211,58 +215,140 @@ def t_closeness(
         If the reference is not a distribution.
     """
     source = histogram if attribute is None else histogram.marginal([attribute])
-    values, weights, q = _aligned(source, reference)
-    if isinstance(ground, str) and ground == "hamming" and len(values[0]) > 1:
-        return largest(_by_transport(weights, source.subjects, q, hamming_ground(values)))
+    distances = class_distances(source.values, source.reference, ground, reference)
+    return largest(distances(source.subjects, source.weights))
+
+
+def class_distances(
+    values: pa.Table,
+    reference: NDArray[np.float64],
+    ground: Ground = "equal",
+    public: Mapping[Any, float] | None = None,
+) -> Distances:
+    """``t_closeness`` made ready for many calls.
+
+    Parameters
+    ----------
+    values : pyarrow.Table, V rows
+        The distinct combinations of one or several sensitive attributes.
+    reference : ndarray, shape (V,)
+        Their distribution in the table.
+    ground : Ground
+    public : mapping of value to probability, optional
+        A public distribution in place of ``reference``.
+
+    Returns
+    -------
+    callable
+        Of subjects (C,) and weights (C, V) in csr form, to the distance of each class, (C,).
+
+    Raises
+    ------
+    GroundDistanceError, ReferenceDistributionError
+    """
+    names, spread, q = _aligned(values, reference, public)
+    attributes = list(values.column_names)
+    if isinstance(ground, str) and ground == "hamming" and len(attributes) > 1:
+        return _by_transport(spread, q, hamming_ground(names))
     if isinstance(ground, str) and ground in ("equal", "hamming"):  # Hamming on one attribute is the equal distance
-        return largest(_by_form(weights, source.subjects, q, np.arange(len(values)), equal_distance))
+        return _by_form(spread, q, np.arange(len(names)), equal_distance)
     if isinstance(ground, np.ndarray):
-        if reference is not None and len(values) > source.values.num_rows:
+        if len(names) > values.num_rows:
             raise GroundDistanceError(
                 "the reference has values that the table has not, so a ground matrix over the table's values does not "
                 "cover them; name a ground distance instead"
             )
-        return largest(_by_transport(weights, source.subjects, q, _checked_ground(ground, len(values))))
-    if len(values[0]) != 1:
+        return _by_transport(spread, q, _checked_ground(ground, len(names)))
+    if len(attributes) != 1:
         raise GroundDistanceError(
-            f"this ground distance ranks the values of one attribute and there are {len(values[0])}: "
-            f"{source.sensitive}; name one, or use 'hamming'"
+            f"this ground distance ranks the values of one attribute and there are {len(attributes)}: "
+            f"{attributes}; name one, or use 'hamming'"
         )
-    single = [value[0] for value in values]
+    single = [name[0] for name in names]
     if isinstance(ground, Hierarchy):
         nodes = _tree(ground, single)
 
         def hierarchical(p: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.float64]:
             return hierarchical_distance(p, r, nodes)
 
-        return largest(_by_form(weights, source.subjects, q, np.arange(len(values)), hierarchical))
+        return _by_form(spread, q, np.arange(len(names)), hierarchical)
     if isinstance(ground, Ordered) or ground == "ordered":
-        order = _ranks(ground, single)
-        return largest(_by_form(weights, source.subjects, q, order, ordered_distance))
+        return _by_form(spread, q, _ranks(ground, single), ordered_distance)
     raise GroundDistanceError(
         f"{ground!r} is not a ground distance; use 'equal', 'ordered', 'hamming', a hierarchy or a (V, V) array"
     )
 
 
+def transport_bounds(
+    values: pa.Table,
+    reference: NDArray[np.float64],
+    ground: Ground,
+    public: Mapping[Any, float] | None = None,
+) -> Callable[[NDArray[Any], Any], tuple[NDArray[np.float64], NDArray[np.float64]]] | None:
+    r"""Between what the distances lie that need a transport problem each; None for those with a closed form.
+
+    The mass that must move is the total variation, each unit by at least the smallest and at most the largest distance
+    between two values; and under the Hamming distance every attribute is moved on its own at best:
+
+    .. math::
+        d_{\min} \, \mathrm{TV}(p, q) \le D(p, q) \le d_{\max} \, \mathrm{TV}(p, q), \qquad
+        \frac{1}{A} \sum_a \mathrm{TV}(p_a, q_a) \le D_{\text{Hamming}}(p, q)
+
+    Parameters
+    ----------
+    values, reference, ground, public
+        As for ``class_distances``.
+
+    Returns
+    -------
+    callable, optional
+        Of subjects (C,) and weights (C, V) in csr form, to the lower and upper bound of each class, (C,) each.
+    """
+    joint_hamming = isinstance(ground, str) and ground == "hamming" and values.num_columns > 1
+    if not joint_hamming and not isinstance(ground, np.ndarray):
+        return None
+    names, spread, q = _aligned(values, reference, public)
+    distance = hamming_ground(names) if joint_hamming else _checked_ground(np.asarray(ground), len(names))
+    apart = distance[~np.eye(len(names), dtype=bool)]
+    near, far = (float(apart.min()), float(apart.max())) if len(apart) else (0.0, 0.0)
+    margins = [np.ones((len(names), 0))]
+    if joint_hamming:
+        for position in range(values.num_columns):
+            code = {value: i for i, value in enumerate(dict.fromkeys(name[position] for name in names))}
+            margins.append(np.eye(len(code))[[code[name[position]] for name in names]])
+    projection, share = np.hstack(margins), 0.5 / max(values.num_columns, 1)
+
+    def bounds(subjects: NDArray[Any], weights: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        lower, upper = np.empty(len(subjects)), np.empty(len(subjects))
+        for rows, p in _dense(weights if spread is None else weights @ spread, subjects):
+            variation = equal_distance(p, q)
+            single = share * np.abs((p - q) @ projection).sum(axis=1)
+            lower[rows], upper[rows] = np.maximum(near * variation, single), far * variation
+        return lower, upper
+
+    return bounds
+
+
 def _aligned(
-    histogram: Histogram, reference: Mapping[Any, float] | None
+    table: pa.Table, reference: NDArray[np.float64], public: Mapping[Any, float] | None
 ) -> tuple[list[tuple[Any, ...]], Any, NDArray[np.float64]]:
-    """The values of table and reference together, the (C, V) weights, and the reference's (V,) probabilities."""
-    values = [tuple(row.values()) for row in histogram.values.to_pylist()]
-    if not histogram.sensitive:
+    """The values of table and public distribution together, the map of the table's onto them, their probabilities."""
+    values = [tuple(row.values()) for row in table.to_pylist()]
+    attributes = list(table.column_names)
+    if not attributes:
         raise GroundDistanceError("the table has no sensitive attribute, so nothing can be close; name one")
-    if reference is None:
-        return values, histogram.weights, histogram.reference
-    given = {key if isinstance(key, tuple) else (key,): float(share) for key, share in reference.items()}
+    if public is None:
+        return values, None, np.asarray(reference)
+    given = {key if isinstance(key, tuple) else (key,): float(share) for key, share in public.items()}
     total = sum(given.values())
     if not given or min(given.values()) < 0 or abs(total - 1.0) > 1e-6:
         raise ReferenceDistributionError(
             f"the reference distribution sums to {total:g} or has a negative share; give probabilities that sum to 1"
         )
     for key in given:
-        if len(key) != len(histogram.sensitive):
+        if len(key) != len(attributes):
             raise ReferenceDistributionError(
-                f"the reference names {key!r} where one value for each of {histogram.sensitive} is expected"
+                f"the reference names {key!r} where one value for each of {attributes} is expected"
             )
     everything = values + [key for key in given if key not in set(values)]
     try:
@@ -274,7 +360,7 @@ def _aligned(
         shape=(len(values), len(everything)),
     )
     ordered = [everything[i] for i in order]
-    return ordered, histogram.weights @ spread, np.array([given.get(value, 0.0) for value in ordered]) / total
+    return ordered, spread, np.array([given.get(value, 0.0) for value in ordered]) / total
 
 
 def _dense(weights: Any, subjects: NDArray[np.int64]) -> list[tuple[slice, NDArray[np.float64]]]:
@@ -286,25 +372,30 @@ def _dense(weights: Any, subjects: NDArray[np.int64]) -> list[tuple[slice, NDArr
     ]
 
 
-def _by_form(
-    weights: Any, subjects: NDArray[np.int64], q: NDArray[np.float64], order: NDArray[np.int64], distance: Any
-) -> NDArray[np.float64]:
-    found = np.empty(len(subjects))
-    for rows, p in _dense(weights, subjects):
-        found[rows] = distance(p[:, order], q[order])
-    return found
+def _by_form(spread: Any, q: NDArray[np.float64], order: NDArray[np.int64], distance: Any) -> Distances:
+    """A closed form, in blocks of classes."""
+
+    def distances(subjects: NDArray[Any], weights: Any) -> NDArray[np.float64]:
+        found = np.empty(len(subjects))
+        for rows, p in _dense(weights if spread is None else weights @ spread, subjects):
+            found[rows] = distance(p[:, order], q[order])
+        return found
+
+    return distances
 
 
-def _by_transport(
-    weights: Any, subjects: NDArray[np.int64], q: NDArray[np.float64], ground: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _by_transport(spread: Any, q: NDArray[np.float64], ground: NDArray[np.float64]) -> Distances:
     """POT once per *distinct* distribution: most small classes share a few."""
-    found = np.empty(len(subjects))
-    for rows, p in _dense(weights, subjects):
-        distinct, slot = np.unique(p, axis=0, return_inverse=True)
-        moved = np.array([earth_movers_distance(one, q, ground) for one in distinct])
-        found[rows] = moved[slot.reshape(-1)]
-    return found
+
+    def distances(subjects: NDArray[Any], weights: Any) -> NDArray[np.float64]:
+        found = np.empty(len(subjects))
+        for rows, p in _dense(weights if spread is None else weights @ spread, subjects):
+            distinct, slot = np.unique(p, axis=0, return_inverse=True)
+            moved = np.array([earth_movers_distance(one, q, ground) for one in distinct])
+            found[rows] = moved[slot.reshape(-1)]
+        return found
+
+    return distances
 
 
 def _checked_ground(ground: NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ def distinct_l(histogram: Histogram, attribute: str | None = None) -> Measure:
     ColumnError
         If ``attribute`` is not sensitive in this table.
     """
-    return smallest(np.diff(_weights(histogram, attribute).indptr).astype(np.int64))
+    return smallest(distinct_values(_weights(histogram, attribute)))
 
 
 def entropy_l(histogram: Histogram, attribute: str | None = None) -> Measure:
@@ -53,11 +53,7 @@ def entropy_l(histogram: Histogram, attribute: str | None = None) -> Measure:
     ColumnError
         If ``attribute`` is not sensitive in this table.
     """
-    weights = _weights(histogram, attribute)
-    of_class = np.repeat(np.arange(len(histogram.subjects)), np.diff(weights.indptr))
-    share = weights.data / histogram.subjects[of_class]
-    entropy = np.bincount(of_class, weights=-share * np.log(share), minlength=len(histogram.subjects))
-    return smallest(np.exp(entropy))
+    return smallest(effective_values(histogram.subjects, _weights(histogram, attribute)))
 
 
 def recursive_c(histogram: Histogram, l: int, attribute: str | None = None) -> Measure:  # noqa: E741 the field's name
@@ -89,8 +85,26 @@ def recursive_c(histogram: Histogram, l: int, attribute: str | None = None) -> M
     """
     if l < 1:
         raise PolicyError(f"recursive (c, l)-diversity was asked with l = {l}; l counts values and is at least 1")
-    weights = _weights(histogram, attribute)
-    classes = len(histogram.subjects)
+    return largest(recursive_ratio(_weights(histogram, attribute), l))
+
+
+def distinct_values(weights: Any) -> NDArray[np.int64]:
+    """``distinct_l`` of each class, from its (C, V) weights in csr form."""
+    return np.diff(_without_zeros(weights).indptr).astype(np.int64)
+
+
+def effective_values(subjects: NDArray[Any], weights: Any) -> NDArray[np.float64]:
+    """``entropy_l`` of each class, from its (C,) subjects and (C, V) weights in csr form."""
+    weights = _without_zeros(weights)
+    of_class = np.repeat(np.arange(len(subjects)), np.diff(weights.indptr))
+    share = weights.data / subjects[of_class]
+    return np.asarray(np.exp(np.bincount(of_class, weights=-share * np.log(share), minlength=len(subjects))))
+
+
+def recursive_ratio(weights: Any, l: int) -> NDArray[np.float64]:  # noqa: E741 the field's name
+    """``recursive_c`` of each class, from its (C, V) weights in csr form."""
+    weights = _without_zeros(weights)
+    classes = weights.shape[0]
     of_class = np.repeat(np.arange(classes), np.diff(weights.indptr))
     order = np.lexsort((-weights.data, of_class))
     rank = np.arange(len(order)) - np.repeat(weights.indptr[:-1], np.diff(weights.indptr))
@@ -98,14 +112,20 @@ def recursive_c(histogram: Histogram, l: int, attribute: str | None = None) -> M
     first = sorted_weights[weights.indptr[:-1]]
     tail = np.bincount(of_class, weights=np.where(rank >= l - 1, sorted_weights, 0.0), minlength=classes)
     with np.errstate(divide="ignore"):
-        return largest(first / tail)
+        return np.asarray(first / tail)
 
 
 def _weights(histogram: Histogram, attribute: str | None) -> Any:
-    """The (C, V) weights of one attribute, or of all jointly, without stored zeros."""
-    weights = histogram.weights if attribute is None else histogram.marginal([attribute]).weights
+    """The (C, V) weights of one attribute, or of all jointly."""
+    return histogram.weights if attribute is None else histogram.marginal([attribute]).weights
+
+
+def _without_zeros(weights: Any) -> Any:
+    """The same weights, values in order and none stored that nobody has."""
     data: NDArray[np.float64] = weights.data
     if not (data > 0).all():
         weights = weights.copy()
         weights.eliminate_zeros()
+    if not weights.has_sorted_indices:
+        weights = weights.sorted_indices()
     return weights
