@@ -329,6 +329,22 @@ def transport_bounds(
     return bounds
 
 
+def aligned(
+    histogram: Histogram, public: Mapping[Any, float] | None = None
+) -> tuple[list[tuple[Any, ...]], Any, NDArray[np.float64]]:
+    """The values of table and public distribution together, the (C, V) weights, and the (V,) probabilities.
+
+    Raises
+    ------
+    GroundDistanceError
+        If the table has no sensitive attribute.
+    ReferenceDistributionError
+        If the public distribution does not fit the values.
+    """
+    names, spread, q = _aligned(histogram.values, histogram.reference, public)
+    return names, histogram.weights if spread is None else histogram.weights @ spread, q
+
+
 def _aligned(
     table: pa.Table, reference: NDArray[np.float64], public: Mapping[Any, float] | None
 ) -> tuple[list[tuple[Any, ...]], Any, NDArray[np.float64]]:
