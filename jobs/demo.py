@@ -30,7 +30,7 @@ SHEET_PEOPLE, SHEET_TILE = 10, 128
 
 
 def settings(output: Path, method: str = "k-same") -> configs.ReleaseConfig:
-    """The demo's config: k-same with k = 5, or a baseline, on one workspace."""
+    """The demo's config: k-same with k = 5, l and t on the set's measured attributes; or a baseline. One workspace."""
     values: dict[str, Any] = {
         "input.path": str(FACES),
         "release.path": str(output / ("release" if method == "k-same" else f"release-{method}")),
@@ -38,7 +38,16 @@ def settings(output: Path, method: str = "k-same") -> configs.ReleaseConfig:
         "method.name": method,
     }
     if method == "k-same":
-        values |= {"release.identity": "class", "policy.k": 5}
+        values |= {
+            "input.attributes": str(FACES / "attributes.csv"),
+            "release.identity": "class",
+            "method.surrogates_per_subject": 5,
+            "policy.k": 5,
+            "policy.quasi_identifiers": ["long_face", "component_1", "component_2"],
+            "policy.sensitive": ["wide_smile"],
+            "policy.l": {"kind": "entropy", "value": 1.3},
+            "policy.t": {"value": 0.45},
+        }
     return configs.load(None, values)
 
 
