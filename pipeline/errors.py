@@ -37,6 +37,12 @@ class WorkspaceError(FacecrowdError):
     exit_code = 3
 
 
+class StoreError(FacecrowdError):
+    """An object store does not answer, or not to us."""
+
+    exit_code = 3
+
+
 class UnfinishedError(FacecrowdError):
     """The job could not finish; starting it again resumes it."""
 

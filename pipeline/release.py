@@ -20,7 +20,7 @@ from facecrowd.pipeline import leaks, publish, ray_data, steps, summary
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.audit import Counts, Released, audit
 from facecrowd.pipeline.config import ReleaseConfig
-from facecrowd.pipeline.errors import ConfigError, LeakError, PolicyError, ReleaseError
+from facecrowd.pipeline.errors import ConfigError, InputError, LeakError, PolicyError, ReleaseError, StoreError
 from facecrowd.pipeline.photos import Listing, listing
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.schema import (
@@ -92,7 +92,10 @@ def prepare(config: ReleaseConfig) -> Prepared:
     """
     if not config.release.path:
         raise ConfigError("no output: give --output RELEASE, the folder to publish into")
-    found = listing(config.input, config.policy)
+    try:
+        found = listing(config.input, config.policy)
+    except StoreError as error:
+        raise InputError(f"input {error}") from None
     if found.subjects != "clusters" and found.named_subjects() < (config.policy.k or 1):
         raise PolicyError(
             f"k = {config.policy.k} cannot be reached: the input names {found.named_subjects()} people; "
@@ -181,11 +184,14 @@ class _Run:
         c = self.config
         photos = fingerprint(
             VERSION,
+            # Workspaces that share a catalog must not take each other's commits for their own.
+            self.workspace.folder.root,
+            self.key.token("run", "key"),
             c.compute.micro_batch,
             [(p.photo, p.path, p.bytes, p.subject, p.attributes, p.state) for p in self.prepared.listing.photos],
         )
         detect = c.detect.model_dump(exclude={"models", "detector", "recogniser"})
-        faces = fingerprint(photos, detect, c.detect.detector, self.prepared.hashes, self.key.token("run", "key"))
+        faces = fingerprint(photos, detect, c.detect.detector, self.prepared.hashes)
         policy = c.policy.model_dump()
         plan = fingerprint(faces, policy, c.method.name, self.prepared.listing.subjects, c.input.cluster_threshold)
         rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality)

@@ -25,7 +25,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facecrowd.pipeline.errors import ConfigError, WorkspaceError
+from facecrowd.pipeline.errors import ConfigError, FacecrowdError, StoreError, WorkspaceError
 from facecrowd.pipeline.schema import Manifest
 from facecrowd.stages.runkey import KEY_BYTES, RunKey
 
@@ -75,17 +75,31 @@ class Folder:
     def child(self, *names: str) -> Folder:
         return Folder(posixpath.join(self.url.rstrip("/"), *names))
 
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Say what a store's own library says of it; what the operating system raises, a missing file too, stays."""
+        try:
+            yield
+        except (OSError, FacecrowdError):
+            raise
+        except Exception as error:
+            what = " ".join(str(error).split())[:200]
+            raise StoreError(f"{self.url}: cannot be reached: {type(error).__name__}: {what}") from None
+
     def exists(self, *names: str) -> bool:
-        return bool(self.fs.exists(self.at(*names)))
+        with self._reached():
+            return bool(self.fs.exists(self.at(*names)))
 
     def read(self, *names: str) -> bytes:
-        return bytes(self.fs.cat_file(self.at(*names)))
+        with self._reached():
+            return bytes(self.fs.cat_file(self.at(*names)))
 
     def write(self, data: bytes, *names: str) -> None:
         """Write a file that is there whole or not at all: renamed into place locally, one PUT on an object store."""
         target = self.at(*names)
         if self.local is None:
-            self.fs.pipe_file(target, data)
+            with self._reached():
+                self.fs.pipe_file(target, data)
             return
         os.makedirs(posixpath.dirname(target), exist_ok=True)
         temporary = f"{target}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -100,13 +114,12 @@ class Folder:
         """The file names directly in the folder, sorted; empty when there is no folder."""
         if not self.exists():
             return []
-        self.fs.invalidate_cache()
         return sorted(posixpath.basename(p) for p in self.fs.ls(self.root, detail=False) if p.rstrip("/") != self.root)
 
     def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every file below the folder: path relative to it, and what the filesystem knows of it; sorted."""
-        self.fs.invalidate_cache()
-        found = self.fs.find(self.root, detail=True)
+        with self._reached():
+            found = self.fs.find(self.root, detail=True)
         for path in sorted(found):
             yield path[len(self.root) :].lstrip("/"), found[path]
 
@@ -204,16 +217,16 @@ class Workspace:
 
     def __post_init__(self) -> None:
         self.folder = Folder(self.url)
+
+    def check(self) -> None:
+        """Whether there is a catalog to commit to, without opening it. Raises ConfigError."""
+        from pyiceberg.utils.config import Config
+
         if self.folder.local is None and not self.catalog_name:
             raise ConfigError(
                 f"workspace {self.url}: SQLite cannot live on an object store; name a PyIceberg catalog with "
                 "workspace.catalog (configured in ~/.pyiceberg.yaml or PYICEBERG_CATALOG__NAME__URI)"
             )
-
-    def check(self) -> None:
-        """Whether the catalog is known, without opening it. Raises ConfigError."""
-        from pyiceberg.utils.config import Config
-
         if self.catalog_name and Config().get_catalog_config(self.catalog_name) is None:
             raise ConfigError(
                 f"workspace.catalog {self.catalog_name}: no PyIceberg catalog of this name is configured "
