@@ -72,6 +72,9 @@ class Scrfd:
         self.model = models.load(file, device, threads)
         if getattr(self.model, "taskname", None) != "detection" or not getattr(self.model, "use_kps", False):
             raise models.ModelError(f"{file} is not a face detector with five landmarks that InsightFace can run")
+        if hasattr(self.model, "static_shape_sessions"):
+            # InsightFace would build a session for every size of photo, and keep it: 9 MB each, without end.
+            self.model = type(self.model)(self.model.model_file, self.model.session, static_shape_sessions=False)
         self.canvas: tuple[int, int] | None = getattr(self.model, "static_input_size", None)
 
     def __call__(self, canvas: np.ndarray, threshold: float) -> Faces:

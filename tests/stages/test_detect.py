@@ -262,3 +262,15 @@ def test_a_file_that_is_no_detector_is_refused(weights):
 def test_the_two_exports_of_scrfd_find_the_same(weights, scrfd, group):
     other = Detector.load(weights("scrfd-500m-kps")).find(group)
     assert np.abs(other.boxes - scrfd.find(group).boxes).max() < 1e-3
+
+
+def test_photos_of_many_sizes_share_one_session() -> None:
+    try:
+        models.path("scrfd-500m", download=False)
+    except models.ModelError as error:
+        pytest.skip(str(error))
+    detector = Detector.load("scrfd-500m")
+    for side in range(64, 640, 32):
+        detector.find(np.zeros((side, 96, 3), np.uint8))
+    assert isinstance(detector.network, Scrfd)
+    assert {id(s) for s in detector.network.model.resolution_sessions.values()} == {id(detector.network.model.session)}
