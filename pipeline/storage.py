@@ -214,6 +214,7 @@ class Workspace:
     url: str
     catalog_name: str | None = None
     folder: Folder = field(init=False)
+    _catalog: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.folder = Folder(self.url)
@@ -274,7 +275,12 @@ class Workspace:
         return Parts(self.folder.child("tables", manifest.name, run), manifest, run)
 
     def catalog(self) -> Any:
-        """The PyIceberg catalog: the configured one, or SQLite in the workspace."""
+        """The PyIceberg catalog: the configured one, or SQLite in the workspace. Opened once."""
+        if self._catalog is None:
+            self._catalog = self._open_catalog()
+        return self._catalog
+
+    def _open_catalog(self) -> Any:
         from pyiceberg.catalog import load_catalog
 
         if self.catalog_name:
