@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice, takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,6 +30,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from facecrowd.privacy.errors import ColumnError, EmptyTableError, LengthError, NullValueError
+from facecrowd.privacy.packing import packed_flags
 
 Columns: TypeAlias = pa.Table | Mapping[str, Any]
 """Named columns of equal length: an Arrow table, or a mapping of names to arrays of any kind Arrow can read."""
@@ -492,11 +494,18 @@ def _people(subject: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
 def _packed(arrays: Mapping[str, pa.Array]) -> NDArray[np.uint64]:
     """One code per row, ordered like the rows' vectors: packed bits, or row codes where 64 bits are too few.
 
-    Columns are ranked one at a time, so that only one column's ranks are held beside the code.
+    Columns are ranked one at a time, so that only one column's ranks are held beside the code; booleans that come first
+    go there together, eight bitmaps at a time.
     """
-    packed = np.zeros(len(next(iter(arrays.values()))), dtype=np.uint64)
+    rows = len(next(iter(arrays.values())))
+    packed = np.zeros(rows, dtype=np.uint64)
     used = 0
-    for name, array in arrays.items():
+    flags = list(takewhile(lambda name: pa.types.is_boolean(arrays[name].type), arrays))[:CODE_BITS]
+    if flags and not any(arrays[name].null_count for name in flags):
+        packed, used = packed_flags([arrays[name] for name in flags], rows), len(flags)
+    else:
+        flags = []
+    for name, array in islice(arrays.items(), len(flags), None):
         labels, code = _ranked(array, name)
         bits = (len(labels) - 1).bit_length()
         if bits == 0:
