@@ -43,6 +43,14 @@ class ReferenceDistributionError(PrivacyError):
     """A public reference distribution does not fit the sensitive values."""
 
 
+class PopulationError(PrivacyError):
+    """A population is smaller than the table drawn from it, or lacks people whom the table shows."""
+
+
+class PlanError(PrivacyError):
+    """A plan does not fit the cells it is said to be of."""
+
+
 class PolicyError(PrivacyError):
     """A policy contradicts itself or the table it is asked of."""
 

@@ -38,3 +38,8 @@ def smallest(per_class: NDArray[Any]) -> Measure:
 def largest(per_class: NDArray[Any]) -> Measure:
     """A measure whose worst class is the one with the largest value (t, c)."""
     return Measure(per_class, int(np.argmax(per_class)))
+
+
+def figure(value: float) -> float | None:
+    """A number as JSON knows it: None for infinity and NaN, so for "without bound" and "no estimate"."""
+    return float(value) if np.isfinite(value) else None
