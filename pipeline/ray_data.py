@@ -175,12 +175,12 @@ def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
             for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
                 advance(int(batch["rows"][0]))
     except Exception as error:
-        cause = _root(error)
+        cause = root_cause(error)
         what = (str(cause).strip().splitlines() or ["no message"])[0]
         raise UnfinishedError(f"{step.name}: {type(cause).__name__}: {what}; start it again to go on") from error
 
 
-def _root(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """What a worker raised, below Ray's wrapping."""
     cause = getattr(error, "cause", None) or error.__cause__
-    return _root(cause) if isinstance(cause, BaseException) and cause is not error else error
+    return root_cause(cause) if isinstance(cause, BaseException) and cause is not error else error

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +37,11 @@ from facecrowd.privacy.packing import (
     Survey,
     Vocabulary,
     Words,
+    WordSurvey,
     check_nulls,
     codes_at,
     fields,
+    names_of,
     pack,
     unpack,
     width,
@@ -52,8 +54,7 @@ PIECE_ROWS = 4_000_000
 LANE = 255
 """Rows whose bits are added up in byte-wide lanes before the lanes are emptied."""
 
-Batches = Callable[[Sequence[str]], Iterable[Batch]]
-"""Reads the table once more: the named columns, batch by batch, always in the same order."""
+NO_ROWS = "the table has no rows, so nothing can be measured; check the input and its filters"
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ class Layout:
     @property
     def columns(self) -> list[str]:
         """The columns that a batch must have."""
-        return list(dict.fromkeys([self.subject.name, *_names(self.quasi_identifiers), *_names(self.sensitive)]))
+        return list(dict.fromkeys(names_of([self.subject, *self.quasi_identifiers, *self.sensitive])))
 
     def keys(self, batch: Batch, by: str, before: int = 0) -> Words:
         """One key per row: class, subject, value (``by="class"``) or subject, class, value (``by="subject"``).
@@ -100,54 +101,57 @@ class Layout:
         )
 
 
-def _names(codings: Sequence[Coding]) -> list[str]:
-    return [n for c in codings for n in (_names(c.parts) if isinstance(c, Compound) else [c.name])]
+class Look(Protocol):
+    """What is gathered in one pass over some columns, in shards that merge: ``Survey`` or ``WordSurvey``."""
+
+    before: int
+    rows: int
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def add(self, batch: Batch) -> None: ...
+
+    def merge(self, other: Any) -> None: ...
 
 
 def surveyed(
-    batches: Batches,
+    look: Callable[[Any], Any],
     schema: pa.Schema,
     subject: str,
     quasi_identifiers: Sequence[str],
     sensitive: Sequence[str],
-    survey: Callable[[Survey], Survey] | None = None,
 ) -> Layout:
     """The layout of a table's keys, after as many looks at single columns as it takes; usually one.
 
-    ``survey`` runs a survey over the whole table, elsewhere if need be; by default over ``batches`` in this process.
+    Parameters
+    ----------
+    look : callable
+        Shows an empty ``Look`` every row of the table, or merges such looks made elsewhere, and returns it.
+    schema : pyarrow.Schema
+    subject : str
+    quasi_identifiers, sensitive : sequence of str
 
     Raises
     ------
     EmptyTableError, NullValueError, ColumnError
     """
-
-    def here(one: Survey) -> Survey:
-        for batch in batches(one.columns):
-            one.add(batch)
-        return one
-
-    look = survey or here
     names = list(dict.fromkeys([subject, *quasi_identifiers, *sensitive]))
-    kinds = {name: schema.field(name).type for name in names}
-    other = tuple(n for n in names if not pa.types.is_boolean(kinds[n]))
+    other = tuple(name for name in names if not pa.types.is_boolean(schema.field(name).type))
     found = look(Survey(other)) if other else Survey(())
+    if other and not found.rows:
+        raise EmptyTableError(NO_ROWS)
     wide = found.too_wide
     again = look(Survey(wide, distinct=True)) if wide else Survey(())
-    of = {n: (again if n in wide else found).coding(n) for n in names}
-    if other and not found.rows:
-        raise EmptyTableError("the table has no rows, so nothing can be measured; check the input and its filters")
-    return _narrowed(
-        batches, Layout(of[subject], tuple(of[n] for n in quasi_identifiers), tuple(of[n] for n in sensitive))
-    )
+    of = {name: (again if name in wide else found).coding(name) for name in names}
+    layout = Layout(of[subject], tuple(of[n] for n in quasi_identifiers), tuple(of[n] for n in sensitive))
+    return _narrowed(look, layout)
 
 
-def _narrowed(batches: Batches, layout: Layout) -> Layout:
+def _narrowed(look: Callable[[Any], Any], layout: Layout) -> Layout:
     """The same layout with ranks in the place of words until a key has at most 64 bits."""
-    while True:
-        left = WORD_BITS - layout.subject_bits
+    while layout.subject_bits + layout.class_bits + layout.value_bits > WORD_BITS:
         roles = {"quasi_identifiers": layout.quasi_identifiers, "sensitive": layout.sensitive}
-        if sum(width(role) for role in roles.values()) <= left:
-            return layout
         name = max(roles, key=lambda n: width(roles[n]))
         role, length = roles[name], 0
         while length < len(role) and width(role[: length + 1]) <= WORD_BITS:
@@ -157,14 +161,9 @@ def _narrowed(batches: Batches, layout: Layout) -> Layout:
                 f"rows need keys of {layout.subject_bits} + {layout.class_bits} + {layout.value_bits} bits, more than "
                 f"{WORD_BITS}; measure fewer attributes at a time"
             )
-        seen: list[Words] = []
-        for batch in batches(_names(role[:length])):
-            seen.append(np.unique(pack(role[:length], batch)))
-            if sum(map(len, seen[1:])) > max(PIECE_ROWS, len(seen[0])):
-                seen = [np.unique(np.concatenate(seen))]
-        compound = Compound(role[:length], np.unique(np.concatenate(seen)))
-        roles[name] = (compound, *role[length:])
+        roles[name] = (look(WordSurvey(role[:length])).coding(), *role[length:])
         layout = Layout(layout.subject, roles["quasi_identifiers"], roles["sensitive"])
+    return layout
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -195,7 +194,8 @@ class Runs:
         step = max(1, self.rows // (count * 256))
         sample = np.sort(np.concatenate([run[::step] for run in self.runs]))
         cuts = sample[np.linspace(0, len(sample), count, endpoint=False, dtype=np.int64)[1:]]
-        cuts = np.unique((cuts >> np.uint64(self.low_bits)) << np.uint64(self.low_bits)) if self.low_bits < 64 else []
+        low = np.uint64(self.low_bits)
+        cuts = np.unique((cuts >> low) << low) if self.low_bits < WORD_BITS else cuts[:0]
         bounds = [np.concatenate(([0], np.searchsorted(run, cuts), [len(run)])) for run in self.runs]
         for piece in range(len(cuts) + 1):
             slices = [run[at[piece] : at[piece + 1]] for run, at in zip(self.runs, bounds, strict=True)]
@@ -231,7 +231,7 @@ def runs_of(batches: Iterable[Batch], layout: Layout, by: str, advance: Callable
         for future in waiting:
             future.result()
     if not runs.rows:
-        raise EmptyTableError("the table has no rows, so nothing can be measured; check the input and its filters")
+        raise EmptyTableError(NO_ROWS)
     return runs
 
 
@@ -295,23 +295,22 @@ def class_piece(keys: Words, subject_bits: int, value_bits: int) -> ClassPiece:
     pair_start = _starts(pairs)
     pair_class = pairs[pair_start] >> np.uint64(subject_bits)
     alone = len(pair_start) == len(cells)
+    pair_cells = np.diff(np.append(pair_start, len(cells)))
     pair_rows = cell_rows if alone else np.add.reduceat(cell_rows, pair_start)
     class_start = _starts(pair_class)
     subjects = np.diff(np.append(class_start, len(pair_class)))
     rows = np.add.reduceat(pair_rows, class_start)
-    share = (
-        np.ones(len(cells)) if alone else cell_rows / np.repeat(pair_rows, np.diff(np.append(pair_start, len(cells))))
-    )
+    share = np.ones(len(cells)) if alone else cell_rows / np.repeat(pair_rows, pair_cells)
     # Within a class the same value comes from several subjects: add up in the order of class, value, subject.
-    cell_class = np.repeat(np.arange(len(subjects)), np.add.reduceat(_per_pair(pair_start, len(cells)), class_start))
+    cell_class = np.repeat(np.arange(len(subjects)), np.add.reduceat(pair_cells, class_start))
     value = cells & np.uint64((1 << value_bits) - 1)
     if value_bits <= 8 and len(subjects) << value_bits <= 8 * len(cells) + 4096:
         dense = np.bincount((cell_class << value_bits) | value.astype(np.int64), share, len(subjects) << value_bits)
         slot = np.flatnonzero(dense)
-        weight = dense[slot]
+        weight = dense[slot].astype(np.float64, copy=False)
     else:
         slots, inverse = np.unique((cell_class.astype(np.uint64) << np.uint64(value_bits)) | value, return_inverse=True)
-        weight = np.bincount(inverse, share)
+        weight = np.bincount(inverse, share).astype(np.float64, copy=False)
         slot = slots.astype(np.int64)
     return ClassPiece(
         classes=pair_class[class_start],
@@ -324,10 +323,6 @@ def class_piece(keys: Words, subject_bits: int, value_bits: int) -> ClassPiece:
         held=cells & np.uint64((1 << (subject_bits + value_bits)) - 1),
         held_rows=cell_rows,
     )
-
-
-def _per_pair(pair_start: NDArray[np.int64], cells: int) -> NDArray[np.int64]:
-    return np.diff(np.append(pair_start, cells))
 
 
 def _starts(words: Words) -> NDArray[np.int64]:

@@ -290,11 +290,13 @@ class Survey:
     """What must be known of columns before they can be packed; of shards, ``merge`` it.
 
     ``add`` any batches with the surveyed columns, then ask for their ``codings``. Integer columns are surveyed for
-    their bounds only; one that proves too wide (``too_wide``) needs a second look with ``distinct=True``.
+    their bounds only; one that proves too wide (``too_wide``) needs a second look with ``distinct=True``. ``before``
+    rows of the table come earlier than this shard's.
     """
 
     columns: tuple[str, ...]
     distinct: bool = False
+    before: int = 0
     rows: int = 0
     types: dict[str, pa.DataType] = field(default_factory=dict)
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -312,7 +314,7 @@ class Survey:
         """
         for name in self.columns:
             array = batch[name]
-            check_nulls(array, name, self.rows)
+            check_nulls(array, name, self.before + self.rows)
             kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
             self.types[name] = kind
             if pa.types.is_boolean(kind) or not len(array):
@@ -359,10 +361,53 @@ class Survey:
             try:
                 return Vocabulary(name, values.take(pc.array_sort_indices(values)))
             except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-                raise ColumnError(
-                    f"column {name!r} has type {values.type}, which has no order; give numbers, text or booleans"
-                ) from error
+                raise ColumnError(_unordered(name, values.type)) from error
         return Flag(name)
+
+
+@dataclass
+class WordSurvey:
+    """The distinct words of several columns together; of shards, ``merge`` it."""
+
+    parts: tuple[Coding, ...]
+    before: int = 0
+    rows: int = 0
+    seen: list[Words] = field(default_factory=list)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return names_of(self.parts)
+
+    def add(self, batch: Batch) -> None:
+        """Look at some rows."""
+        for name in self.columns:
+            check_nulls(batch[name], name, self.before + self.rows)
+        self._take(np.unique(pack(self.parts, batch)))
+        self.rows += _length(batch)
+
+    def merge(self, other: WordSurvey) -> None:
+        """Add what another survey of the same columns found."""
+        self.rows += other.rows
+        for words in other.seen:
+            self._take(words)
+
+    def _take(self, words: Words) -> None:
+        self.seen.append(words)
+        if sum(map(len, self.seen[1:])) > max(PENDING_VALUES, len(self.seen[0])):
+            self.seen = [np.unique(np.concatenate(self.seen))]
+
+    def coding(self) -> Compound:
+        """The columns as one."""
+        return Compound(self.parts, np.unique(np.concatenate(self.seen)))
+
+
+def names_of(codings: Sequence[Coding]) -> tuple[str, ...]:
+    """The columns that these codings read."""
+    return tuple(n for c in codings for n in (names_of(c.parts) if isinstance(c, Compound) else (c.name,)))
+
+
+def _unordered(name: str, kind: pa.DataType) -> str:
+    return f"column {name!r} has type {kind}, which has no order; give numbers, text or booleans"
 
 
 def _united(values: Sequence[pa.Array]) -> pa.Array:
