@@ -16,7 +16,7 @@ import pyarrow as pa
 from facecrowd.privacy.anonymity import Unit, effective_k, k_anonymity
 from facecrowd.privacy.classes import Histogram, histogram
 from facecrowd.privacy.errors import ColumnError, TooFewSubjectsError
-from facecrowd.privacy.measure import Measure, largest, smallest
+from facecrowd.privacy.measure import Measure, figure, largest, smallest
 from facecrowd.privacy.policy import Closeness, Diversity, Policy
 from facecrowd.privacy.requirements import Requirements
 
@@ -31,6 +31,9 @@ __all__ = [
     "table_histogram",
 ]
 
+SHOWN = 8
+"""Attributes of a class that a line of text names."""
+
 
 @dataclass(frozen=True)
 class WorstClass:
@@ -40,6 +43,32 @@ class WorstClass:
     shows: Mapping[str, Any]
     subjects: int
     rows: int
+
+    @classmethod
+    def of(cls, released: Histogram, index: int) -> WorstClass:
+        """The class of this index."""
+        return cls(index, released.describe(index), int(released.subjects[index]), int(released.rows[index]))
+
+    def __str__(self) -> str:
+        """What it shows, shortened to a line, and its size: binary attributes by name, the absent ones counted."""
+        named = [
+            name if value is True else f"{name} = {value}" for name, value in self.shows.items() if value is not False
+        ]
+        absent = sum(value is False for value in self.shows.values())
+        parts = named[:SHOWN]
+        parts += [f"{len(named) - SHOWN} more"] if len(named) > SHOWN else []
+        parts += [f"not the other {absent}" if named else f"none of {absent} attributes"] if absent else []
+        return f"{', '.join(parts)} ({self.size})"
+
+    @property
+    def size(self) -> str:
+        """How large it is, in words."""
+        return f"{_count(self.subjects, 'subject')}, {_count(self.rows, 'row')}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        shows = {name: _plain(value) for name, value in self.shows.items()}
+        return {"index": self.index, "shows": shows, "subjects": self.subjects, "rows": self.rows}
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,23 @@ class Requirement:
     worst_class: WorstClass | None = None
     note: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; None stands for infinity."""
+        return {
+            "name": self.name,
+            "asked": figure(self.asked),
+            "found": figure(self.found),
+            "met": self.met,
+            "worst_class": self.worst_class and self.worst_class.as_dict(),
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        """One line: what was asked and found, whether that is enough, and where it is worst."""
+        line = f"{self.name}: asked {self.asked:.4g}, found {self.found:.4g}: {'met' if self.met else 'NOT MET'}"
+        line += f"; worst class: {self.worst_class}" if self.worst_class else ""
+        return f"{line}; {self.note}" if self.note else line
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -84,6 +130,25 @@ class Verdict:
     def failures(self) -> tuple[Requirement, ...]:
         """The requirements that are not met."""
         return tuple(requirement for requirement in self.requirements if not requirement.met)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+        return {
+            "met": self.met,
+            "requirements": [requirement.as_dict() for requirement in self.requirements],
+            "classes": self.classes,
+            "subjects": self.subjects,
+            "rows": self.rows,
+        }
+
+    def lines(self) -> list[str]:
+        """The verdict as a person reads it, a line per requirement."""
+        if not self.requirements:
+            return ["the policy asks for nothing"]
+        failed = len(self.failures)
+        asked = _count(len(self.requirements), "requirement")
+        head = f"yes: {asked} met" if self.met else f"no: {failed} of {asked} not met"
+        return [head, *(f"  {requirement}" for requirement in self.requirements)]
 
 
 def table_histogram(table: pa.Table, policy: Policy) -> Histogram:
@@ -179,6 +244,12 @@ def judge(
 def _requirement(
     name: str, asked: float, found: Measure, met: bool, released: Histogram, note: str = ""
 ) -> Requirement:
-    index = found.worst_class
-    worst = WorstClass(index, released.describe(index), int(released.subjects[index]), int(released.rows[index]))
-    return Requirement(name, float(asked), found.value, met, worst, note)
+    return Requirement(name, float(asked), found.value, met, WorstClass.of(released, found.worst_class), note)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else str(value)
