@@ -123,6 +123,68 @@ class Policy(Section):
         return self
 
 
+EVERY = "*"
+"""Stands for all columns that have no other role."""
+
+
+class TableCloseness(Closeness):
+    ground: Literal["hamming", "equal", "ordered", "hierarchy"] = "hamming"  # type: ignore[assignment] # one more
+
+
+class TablePolicy(Policy):
+    """A policy for ``audit --table`` and ``plan``: the same keys, and what a table alone can be asked."""
+
+    identifiers: tuple[str, ...] = Field(default=(), description="Columns that name people; never released.")
+    insensitive: tuple[str, ...] = Field(default=(), description="Columns that play no role.")
+    epsilon: float | None = Field(
+        default=None, gt=0, description="Total privacy loss per subject of randomising the released attributes."
+    )
+    per_subject: bool = Field(
+        default=True, description="Release one vector per subject, the majority of their rows' values."
+    )
+    kinds: dict[str, Literal["binary", "categorical", "ordered", "numeric"]] = Field(
+        default={}, description="What kind of attribute a quasi-identifier is, where its values do not say."
+    )
+    hierarchies: dict[str, str] = Field(
+        default={}, description="CSV file of each attribute's value hierarchy; paths as seen from the policy file."
+    )
+    reference: str | None = Field(
+        default=None,
+        description="Parquet/CSV table of the sensitive attributes with their public 'share', for t-closeness.",
+    )
+    t: TableCloseness | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def all_others(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("quasi_identifiers") in ("all", ["all"], ("all",)):
+            return {**data, "quasi_identifiers": (EVERY,)}
+        return data
+
+    @model_validator(mode="after")
+    def one_role_each(self) -> TablePolicy:
+        roles = {
+            "the subject": (self.subject,),
+            "a quasi-identifier": self.quasi_identifiers,
+            "sensitive": self.sensitive,
+            "an identifier": self.identifiers,
+            "insensitive": self.insensitive,
+        }
+        seen: dict[str, str] = {}
+        for role, names in roles.items():
+            for name in names:
+                if name in seen:
+                    what = "named twice as" if seen[name] == role else f"{seen[name]} and"
+                    raise ValueError(f"{name} is {what} {role}; give it one role")
+                seen[name] = role
+        known = (*self.quasi_identifiers, *self.sensitive)
+        for key, given in (("kinds", set(self.kinds)), ("hierarchies", set(self.hierarchies))):
+            if EVERY not in known and given - set(known):
+                unknown = min(given - set(known))
+                raise ValueError(f"{key} names {unknown}, which is neither a quasi-identifier nor sensitive")
+        return self
+
+
 class Method(Section):
     name: Literal["k-same", "blur", "pixelate", "mask", "noise"] = option(
         "k-same", "How a face is replaced.", flag="method"
@@ -244,16 +306,7 @@ def load(file: str | Path | None = None, overrides: dict[str, Any] | None = None
 
     Raises ConfigError, naming the file and the key.
     """
-    data: dict[str, Any] = {}
-    if file is not None:
-        try:
-            data = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise ConfigError(f"config {file}: no such file") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"config {file}: not readable as YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"config {file}: expected keys like 'policy:' at the top, found {type(data).__name__}")
+    data = _yaml(file, "config") if file is not None else {}
     for dotted, value in (overrides or {}).items():
         *sections, leaf = dotted.split(".")
         target = data
@@ -268,6 +321,36 @@ def load(file: str | Path | None = None, overrides: dict[str, Any] | None = None
     except ValidationError as error:
         where = f"config {file}: " if file else ""
         raise ConfigError(where + "; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def load_policy(file: str | Path | None, overrides: dict[str, Any] | None = None) -> TablePolicy:
+    """A policy from a YAML file, alone in it or under ``policy:``, and overrides (``{"k": 10}``), which win.
+
+    Raises ConfigError, naming the file and the key.
+    """
+    data = _yaml(file, "policy") if file is not None else {}
+    if isinstance(data.get("policy"), dict):
+        data = data["policy"]
+    try:
+        return TablePolicy.model_validate({**data, **(overrides or {})})
+    except ValidationError as error:
+        where = f"policy {file}: " if file else "policy: "
+        raise ConfigError(where + "; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _yaml(file: str | Path, what: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {file}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{what} {file}: not readable as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{what} {file}: expected keys like '{'policy:' if what == 'config' else 'subject:'}' at the top, "
+            f"found {type(data).__name__}"
+        )
+    return data
 
 
 def _sentence(error: Any) -> str:
