@@ -1,4 +1,4 @@
-"""The command line: ``facecrowd release|audit|models|demo``.
+"""The command line: ``facecrowd release|audit|plan|models|bench|demo``.
 
 The flags of ``release`` are made from ``pipeline/config.py``, so that a field of the config and its flag cannot part.
 Exit codes: 0 it ran and what was asked holds; 1 it ran, and the policy or audit is not met; 2 bad usage, config or
@@ -189,20 +189,143 @@ def release(
     raise typer.Exit(OK if outcome.met else NOT_MET)
 
 
-@app.command(epilog="Example: `facecrowd audit released --workspace released.workspace`")
+TableFile = typer.Option(help="Table of rows about people: Parquet (a file or a folder of parts) or CSV.")
+PolicyFile = Annotated[Path | None, typer.Option(help="YAML file with the policy; flags win over it.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Count on a Ray cluster: 'local', 'auto' or ray://… (default: in this process)."),
+]
+Curve = Annotated[bool, typer.Option("--curve", help="Also what each stricter policy would cost.")]
+
+
+def with_policy_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each requirement and role of a table's policy; it gets those set as ``overrides``."""
+    kinds: dict[str, tuple[Any, str]] = {
+        "subject": (str, "Column that names the person [default: subject_id]."),
+        "quasi_identifiers": (str, "Columns an adversary may know, comma-separated; 'all': all without another role."),
+        "sensitive": (str, "Columns that must not be inferred from a class, comma-separated."),
+        "identifiers": (str, "Columns that name people and are never released, comma-separated."),
+        "k": (int, "Distinct subjects that share what is released."),
+        "l": (str, "Diversity of the sensitive values: 2, entropy:1.5 or recursive:3:2."),
+        "t": (str, "Closeness of the sensitive values: 0.2 or 0.2:ordered."),
+        "epsilon": (float, "Total privacy loss per subject of randomising the released attributes."),
+        "max_suppression": (float, "Largest share of rows that may be left out [default: 0.02]."),
+    }
+
+    @functools.wraps(command)
+    def run(**kwargs: Any) -> None:
+        given = {name: kwargs.pop(f"policy_{name}") for name in kinds}
+        lists = ("quasi_identifiers", "sensitive", "identifiers")
+        overrides = {
+            name: [part.strip() for part in value.split(",") if part.strip()]
+            if name in lists
+            else _parsed(f"policy.{name}", value)
+            for name, value in given.items()
+            if value is not None
+        }
+        command(overrides=overrides, **kwargs)
+
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "overrides"]
+    flags = [
+        inspect.Parameter(
+            f"policy_{name}",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                kind | None,
+                typer.Option(f"--{name.replace('_', '-')}", help=text, show_default=False, rich_help_panel="Policy"),
+            ],
+        )
+        for name, (kind, text) in kinds.items()
+    ]
+    run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in own + flags}
+    return run
+
+
+@app.command(
+    epilog="Example: `facecrowd audit released --workspace released.workspace` or, of a table, "
+    "`facecrowd audit --table people.parquet --policy policy.yaml`"
+)
 @speaking
+@with_policy_flags
 def audit(
-    release: Annotated[str, typer.Argument(help="A released folder, local or any fsspec URL.")],
+    *,
+    release: Annotated[str | None, typer.Argument(help="A released folder, local or any fsspec URL.")] = None,
     workspace: Annotated[
         str | None, typer.Option(help="Its workspace, for attacks that need the originals and the true names.")
     ] = None,
+    table: Annotated[str | None, TableFile] = None,
+    policy: PolicyFile = None,
+    plan: Annotated[str | None, typer.Option(help="Audit the table as this folder of 'plan' releases it.")] = None,
+    curve: Curve = False,
+    output: Annotated[str | None, typer.Option(help="Folder for classes.parquet and verdict.json.")] = None,
+    address: Address = None,
     json_file: JsonFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
+    overrides: dict[str, Any],
 ) -> None:
-    """Check a release: hashes, leaks, and with the workspace its privacy, from the files as they were released."""
-    from facecrowd.jobs.audit import audit_release
+    """Check a release (hashes, leaks, privacy), or hold any table of people against a policy."""
+    if (release is None) == (table is None):
+        raise configs.ConfigError("audit checks either a RELEASE or a --table; give one of the two")
+    if release is not None:
+        from facecrowd.jobs.audit import audit_release
 
-    report, lines = audit_release(release, workspace, Progress(quiet))
+        about_tables = {"policy": policy, "plan": plan, "output": output, "address": address, **overrides}
+        given = [name for name, value in about_tables.items() if value is not None] + ["curve"] * curve
+        if given:
+            raise configs.ConfigError(f"--{given[0].replace('_', '-')} is about a --table, and a RELEASE was given")
+        report, lines = audit_release(release, workspace, Progress(quiet))
+    else:
+        from facecrowd.jobs.table import audit_table
+
+        if workspace is not None:
+            raise configs.ConfigError("--workspace belongs to a RELEASE, and a --table was given")
+        settings = configs.load_policy(policy, overrides)
+        base = policy.parent if policy is not None else Path()
+        report, lines = audit_table(
+            str(table), settings, Progress(quiet), base=base, plan=plan, curve=curve, output=output, address=address
+        )
+    for line in lines:
+        print(line)
+    _write_json(json_file, report)
+    raise typer.Exit(OK if report["met"] else NOT_MET)
+
+
+@app.command(epilog="Example: `facecrowd plan --table people.parquet --policy policy.yaml --output planned`")
+@speaking
+@with_policy_flags
+def plan(
+    *,
+    table: Annotated[str, TableFile],
+    policy: PolicyFile = None,
+    method: Annotated[str, typer.Option(help="mondrian, suppress, ppas or ppas-verified.")] = "mondrian",
+    output: Annotated[str, typer.Option(help="Folder for plan.parquet, classes.parquet and verdict.json.")],
+    curve: Curve = False,
+    workspace: Annotated[
+        str | None, typer.Option(help="Private folder of the run key, for what is drawn [default: OUTPUT.workspace].")
+    ] = None,
+    address: Address = None,
+    json_file: JsonFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
+    overrides: dict[str, Any],
+) -> None:
+    """Choose what a table releases of each person, so that a policy holds, at the least loss of information."""
+    from facecrowd.jobs.table import plan_table
+
+    settings = configs.load_policy(policy, overrides)
+    base = policy.parent if policy is not None else Path()
+    report, lines = plan_table(
+        table,
+        settings,
+        method,
+        output,
+        Progress(quiet),
+        base=base,
+        curve=curve,
+        workspace=workspace,
+        address=address,
+    )
     for line in lines:
         print(line)
     _write_json(json_file, report)

@@ -1,8 +1,8 @@
 """Tables that are counted where they lie: Parquet and CSV read batch by batch, in this process or by Ray's workers.
 
 ``privacy/counting.py`` has the mathematics; here is only where batches come from and who counts. On Ray every part of
-the table becomes sorted keys on some worker, keys are dealt to partitions by a hash of their class (or subject), so that
-a class is never cut, and each partition is counted on some worker. What comes out is the same to the last bit.
+the table becomes sorted keys on some worker, keys are dealt to partitions by a hash of their class (or subject), so
+that a class is never cut, and each partition is counted on some worker. What comes out is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from facecrowd.privacy import counting
 from facecrowd.privacy.cells import Cells, Hierarchy, Kind, of_partial
 from facecrowd.privacy.classes import Histogram, PartialHistogram
 from facecrowd.privacy.errors import PrivacyError
-from facecrowd.privacy.packing import Words
+from facecrowd.privacy.packing import Words, pack
 
 BATCH_ROWS = 2**21
 """Rows read and packed at once: some 10 MB of bitmaps."""
@@ -153,10 +153,8 @@ class Table:
         names = self.schema.names
         for column in columns:
             if column not in names:
-                near = ", ".join(names[:12])
-                raise InputError(
-                    f"{self.role} {self.path}: no column {column!r} (there are {near}{', …' if len(names) > 12 else ''})"
-                )
+                near = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+                raise InputError(f"{self.role} {self.path}: no column {column!r} (there are {near})")
         if not self.rows:
             raise InputError(f"{self.role} {self.path}: the table is empty")
 
@@ -233,44 +231,13 @@ class Roles:
         return (self.subject, *self.quasi_identifiers, *self.sensitive)
 
 
-def measured(table: Table, roles: Roles, progress: Progress, ray: bool = False) -> Histogram:
-    """The histogram of the rows as they are.
+def layout_of(table: Table, roles: Roles, progress: Progress, ray: bool = False) -> counting.Layout:
+    """How the rows of a table become keys, after a look at the columns that are not boolean.
 
-    ray : count on the running Ray session's workers; CSV is always counted here
+    ray : count on the running Ray session's workers, here and below; CSV is always counted in this process
 
     Raises InputError, or an error of ``privacy/`` that names the column and the row.
     """
-    layout = _layout(table, roles, progress, ray)
-    return counting.histogram_of(_pieces(table, layout, "class", progress, ray), layout)
-
-
-def cells(
-    table: Table,
-    roles: Roles,
-    progress: Progress,
-    *,
-    per_subject: bool = True,
-    kinds: Mapping[str, Kind] | None = None,
-    hierarchies: Mapping[str, Hierarchy] | None = None,
-    ray: bool = False,
-) -> Cells:
-    """The cells that planners work on: ``privacy.cells.cells`` of a table that is never held.
-
-    Raises as ``measured``.
-    """
-    layout = _layout(table, roles, progress, ray)
-    return of_partial(_partial(table, layout, per_subject, progress, ray), kinds=kinds, hierarchies=hierarchies)
-
-
-def _partial(
-    table: Table, layout: counting.Layout, per_subject: bool, progress: Progress, ray: bool
-) -> PartialHistogram:
-    if per_subject:
-        return counting.majority_of(_pieces(table, layout, "subject", progress, ray), layout)
-    return counting.partial_of(_pieces(table, layout, "cell", progress, ray), layout)
-
-
-def _layout(table: Table, roles: Roles, progress: Progress, ray: bool) -> counting.Layout:
     table.need(roles.columns)
 
     def here(look: Any) -> Any:
@@ -280,6 +247,45 @@ def _layout(table: Table, roles: Roles, progress: Progress, ray: bool) -> counti
 
     look = partial(_looked_by_ray, table, progress) if ray and table.memory is None else here
     return counting.surveyed(look, table.schema, roles.subject, roles.quasi_identifiers, roles.sensitive)
+
+
+def measured(table: Table, layout: counting.Layout, progress: Progress, ray: bool = False) -> Histogram:
+    """The histogram of the rows as they are. Raises as ``layout_of``."""
+    return counting.histogram_of(_pieces(table, layout, "class", progress, ray), layout)
+
+
+def cells(
+    table: Table,
+    layout: counting.Layout,
+    progress: Progress,
+    *,
+    per_subject: bool = True,
+    kinds: Mapping[str, Kind] | None = None,
+    hierarchies: Mapping[str, Hierarchy] | None = None,
+    ray: bool = False,
+) -> Cells:
+    """The cells that planners work on: ``privacy.cells.cells`` of a table that is never held.
+
+    Raises as ``layout_of``.
+    """
+    return of_partial(_partial(table, layout, per_subject, progress, ray), kinds=kinds, hierarchies=hierarchies)
+
+
+def cell_of_rows(table: Table, layout: counting.Layout, cells: Cells) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Batch by batch the subjects of the rows, and the cell of each row (``per_subject`` false)."""
+    (known,) = cells.partial.classes.combine_chunks().to_batches()
+    words = pack(layout.quasi_identifiers, known)
+    for batch in table.batches(layout.columns):
+        asked, slot = np.unique(pack(layout.quasi_identifiers, batch), return_inverse=True)
+        yield batch.select([layout.subject.name]), np.searchsorted(words, asked)[slot]
+
+
+def _partial(
+    table: Table, layout: counting.Layout, per_subject: bool, progress: Progress, ray: bool
+) -> PartialHistogram:
+    if per_subject:
+        return counting.majority_of(_pieces(table, layout, "subject", progress, ray), layout)
+    return counting.partial_of(_pieces(table, layout, "cell", progress, ray), layout)
 
 
 def _pieces(table: Table, layout: counting.Layout, by: By, progress: Progress, ray: bool) -> Iterable[Any]:

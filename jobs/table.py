@@ -1,0 +1,496 @@
+"""``facecrowd audit --table`` and ``facecrowd plan``: a table of people and attributes, measured and planned whole.
+
+What a plan folder holds:
+
+plan.parquet     one row per subject (per row of the table with ``per_subject: false``): the subject, its class, what is
+                 released of each quasi-identifier, and whether and why it is suppressed; sorted by subject (in the
+                 order of the table)
+classes.parquet  one row per class: what it shows, its rows, subjects and largest share of one subject
+verdict.json     the verdict and every other figure that is printed
+
+An audit measures the rows as they are, or as a plan releases them: quasi-identifiers from the plan's released values,
+never from its class numbers, subjects and sensitive values from the table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from facecrowd.pipeline import histogram, ray_data
+from facecrowd.pipeline.config import EVERY, TablePolicy
+from facecrowd.pipeline.errors import ConfigError, InputError
+from facecrowd.pipeline.histogram import CLASS, Classes, Roles, Table
+from facecrowd.pipeline.photos import read_table
+from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.storage import Folder, Workspace, to_parquet
+from facecrowd.privacy import assessment, closeness
+from facecrowd.privacy import policy as policies
+from facecrowd.privacy.attributes import Hierarchy
+from facecrowd.privacy.cells import SUPPRESSED, CellPlan, Cells
+from facecrowd.privacy.classes import Histogram, equivalence_classes, regrouped
+from facecrowd.privacy.verdict import Requirement
+
+METHODS = ("mondrian", "suppress", "ppas", "ppas-verified")
+PLAN, CLASSES, VERDICT = "plan.parquet", "classes.parquet", "verdict.json"
+COLUMNS = ("class_id", "suppressed", "reason")
+"""What a plan adds to the subject and the released values."""
+
+NOTE = b"facecrowd"
+"""Key of the plan file's metadata."""
+
+INTERSECTED_ROWS = 5_000_000
+"""Rows up to which the classes of every person are intersected: it takes the square of a person's photos."""
+
+NO_CLASS = "no class that meets the policy takes its vector in"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A policy held against the columns of one table.
+
+    policy : as configured, ``all`` resolved; roles : its columns; limits : what ``privacy/`` is asked; public : the
+    reference distribution; hierarchies : read from their files
+    """
+
+    policy: TablePolicy
+    roles: Roles
+    limits: policies.Policy
+    public: dict[Any, float] | None
+    hierarchies: dict[str, Hierarchy]
+
+
+# ------------------------------------------------------------------------------------------------------------ audit
+
+
+def audit_table(
+    path: str,
+    policy: TablePolicy,
+    progress: Progress,
+    *,
+    base: Path = Path(),
+    plan: str | None = None,
+    curve: bool = False,
+    output: str | None = None,
+    address: str | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure a table, or a plan of it, against a policy. Returns the report and its lines for a person.
+
+    base : where the files that the policy names lie; curve : also what stricter policies cost, by the mondrian planner;
+    output : folder for classes.parquet and verdict.json; address : Ray cluster to count on, None for this process
+
+    Raises ConfigError, InputError, or an error of ``privacy/``.
+    """
+    table = Table(path, subject=policy.subject)
+    asked = ask(table, policy, base)
+    with _session(address) as ray:
+        layout = histogram.layout_of(table, asked.roles, progress, ray)
+        overlay, shown, note = (None, None, {}) if plan is None else _laid(plan, asked, table)
+        if overlay is None:
+            released_layout, seen = layout, table
+        else:
+            seen = replace(table, classes=overlay)
+            roles = Roles(asked.roles.subject, (CLASS,), asked.roles.sensitive)
+            released_layout = histogram.layout_of(seen, roles, progress, ray)
+        released = histogram.measured(seen, released_layout, progress, ray)
+        if shown is not None:
+            released = replace(released, classes=shown.take(released.classes[CLASS]))
+        found = assessment.assess(
+            released, asked.limits, epsilon=note.get("epsilon"), reference=asked.public
+        )  # rows that a plan leaves out are counted below
+        requirements = [r for r in found.verdict.requirements if r.name != "suppression"]
+        left_out = table.rows - released.total_rows
+        requirements += _suppression(asked.limits, left_out, table.rows)
+        requirements += _one_vector(policy, released)
+        found = replace(found, verdict=replace(found.verdict, requirements=tuple(requirements)))
+        if curve:
+            cells = _cells(table, layout, asked, progress, ray)
+            planner = _planner("mondrian", asked)
+            found = replace(found, curve=_curve(cells, asked, planner, progress))
+        crossed = _intersection(seen, released_layout, released, asked.limits, progress, ray)
+    report = {
+        "table": {"rows": table.rows, "columns": len(table.schema.names)},
+        "policy": _policy_dict(policy),
+        "plan": None if plan is None else {"method": note.get("method"), "suppressed_rows": left_out},
+        **found.as_dict(),
+        "intersection": crossed,
+    }
+    if output is not None:
+        _write(output, released, report)
+    return report, [*_head(path, asked, plan), *found.lines(), *_crossed_lines(crossed, asked.limits.k)]
+
+
+def _head(path: str, asked: Asked, plan: str | None) -> list[str]:
+    roles = asked.roles
+    what = f"table {path}" + (f" as {plan} releases it" if plan else "")
+    return [f"{what}: {len(roles.quasi_identifiers)} quasi-identifiers, {len(roles.sensitive)} sensitive attributes"]
+
+
+def _suppression(limits: policies.Policy, left_out: int, rows: int) -> list[Requirement]:
+    if limits.max_suppression is None:
+        return []
+    share = left_out / rows
+    note = f"{left_out:,} of {rows:,} rows"
+    return [Requirement("suppression", limits.max_suppression, share, share <= limits.max_suppression, note=note)]
+
+
+def _one_vector(policy: TablePolicy, released: Histogram) -> list[Requirement]:
+    """``per_subject: true`` asks for one released vector per subject; several can be intersected."""
+    if not policy.per_subject:
+        return []
+    mean = float(released.subjects.sum() / released.total_subjects)
+    note = "" if mean == 1 else "on average; who knows several photos of a person intersects their classes"
+    return [Requirement("vectors per subject", 1, mean, mean == 1, note=note)]
+
+
+def _intersection(
+    table: Table, layout: Any, released: Histogram, limits: policies.Policy, progress: Progress, ray: bool
+) -> dict[str, Any] | None:
+    """What is left of a crowd when photos of one person are put together; None where everybody has one vector."""
+    if int(released.subjects.sum()) == released.total_subjects:
+        return None
+    if released.total_rows > INTERSECTED_ROWS:
+        return {"not_measured": f"more than {INTERSECTED_ROWS:,} rows"}
+    return _crossed(histogram.cells(table, layout, progress, per_subject=False, ray=ray).partial, limits)
+
+
+def _crossed(classes: Any, limits: policies.Policy) -> dict[str, Any]:
+    from facecrowd.privacy.intersection import intersection
+
+    k = limits.k or 2
+    found = intersection(classes, most=2)
+    return {
+        "k": k,
+        "smallest": int(found.all.min()),
+        "alone_with_all_photos": found.alone(),
+        "under_k_with_one_photo": found.under(k, 1),
+        "under_k_with_two_photos": found.under(k, 2),
+        "under_k_with_all_photos": found.under(k),
+    }
+
+
+def _crossed_lines(crossed: dict[str, Any] | None, k: int | None) -> list[str]:
+    if crossed is None:
+        return []
+    if "not_measured" in crossed:
+        return [f"classes of one person intersected: not measured ({crossed['not_measured']})"]
+    return [
+        f"classes of one person intersected: {crossed['alone_with_all_photos']:.1%} of people are alone when all their "
+        f"photos are known; under {crossed['k']} candidates: {crossed['under_k_with_one_photo']:.1%} with one photo, "
+        f"{crossed['under_k_with_two_photos']:.1%} with two, {crossed['under_k_with_all_photos']:.1%} with all"
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan_table(
+    path: str,
+    policy: TablePolicy,
+    method: str,
+    output: str,
+    progress: Progress,
+    *,
+    base: Path = Path(),
+    curve: bool = False,
+    workspace: str | None = None,
+    address: str | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Choose the released attributes and write the plan. Returns the report and its lines for a person.
+
+    workspace : private folder of the run key, for methods that draw; default OUTPUT.workspace. Others as in
+    ``audit_table``.
+
+    Raises ConfigError, InputError, or an error of ``privacy/``; UnreachableError where no plan meets the policy.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"--method {method}: use {', '.join(METHODS)}")
+    table = Table(path, subject=policy.subject)
+    asked = ask(table, policy, base)
+    clash = [name for name in COLUMNS if name in asked.roles.columns]
+    if clash:
+        raise ConfigError(f"column {clash[0]!r} has the name of a column of {PLAN}; rename it in the table")
+    with _session(address) as ray:
+        layout = histogram.layout_of(table, asked.roles, progress, ray)
+        cells = _cells(table, layout, asked, progress, ray)
+        progress.say(f"plan: {len(cells):,} vectors of {cells.histogram.total_subjects:,} subjects by {method}")
+        made = _made(method, cells, asked, workspace or f"{output.rstrip('/')}.workspace")
+        found = assessment.assess(
+            made.cells, asked.limits, plan=made.plan, epsilon=made.epsilon, reference=asked.public
+        )
+        if curve:
+            found = replace(found, curve=_curve(cells, asked, _planner(method, asked), progress))
+        crossed = None
+        if not policy.per_subject and table.rows <= INTERSECTED_ROWS:
+            crossed = _crossed(regrouped(made.cells.partial, made.plan.class_of_cell), asked.limits)
+        note = {"method": method, "per_subject": policy.per_subject, "epsilon": made.epsilon}
+        released = made.released
+        _write_plan(output, table, layout, asked, cells, made, note, progress)
+    report = {
+        "table": {"rows": table.rows, "columns": len(table.schema.names)},
+        "policy": _policy_dict(policy),
+        "plan": {"method": method, "epsilon": made.epsilon, "notes": list(made.plan.notes)},
+        **found.as_dict(),
+        "intersection": crossed,
+    }
+    _write(output, released, report)
+    lines = [*_head(path, asked, None), f"plan by {method}", *(f"  {line}" for line in made.plan.notes)]
+    lines += [*found.lines(), *_crossed_lines(crossed, asked.limits.k), f"plan: {output}"]
+    return report, lines
+
+
+@dataclass(frozen=True)
+class Made:
+    """A plan, the cells it plans (randomised ones where the method randomises first), and the epsilon it spent."""
+
+    cells: Cells
+    plan: CellPlan
+    epsilon: float | None = None
+
+    @property
+    def released(self) -> Histogram:
+        """What the plan releases. Raises UnreachableError where that is nothing."""
+        from facecrowd.privacy.cells import planned
+        from facecrowd.privacy.errors import UnreachableError
+
+        found = planned(self.cells, self.plan)
+        if found is None:
+            raise UnreachableError("the plan suppresses every row, so nothing is released; relax the policy")
+        return found
+
+
+def _made(method: str, cells: Cells, asked: Asked, workspace: str) -> Made:
+    epsilon = None
+    if asked.limits.epsilon is not None and method in ("mondrian", "suppress"):
+        # What is planned on randomised vectors is post-processing: it spends nothing more.
+        from facecrowd.privacy.randomisation import randomise
+
+        randomised = randomise(cells, asked.limits.epsilon, _digest(workspace))
+        cells, epsilon = randomised.cells, randomised.epsilon
+    return Made(cells, _planner(method, asked)(cells, asked.limits), epsilon)
+
+
+def _digest(workspace: str) -> Callable[[str, bytes], bytes]:
+    place = Workspace(workspace)
+    with place.locked():
+        return place.create().digest
+
+
+def _planner(method: str, asked: Asked) -> Callable[[Cells, policies.Policy], CellPlan]:
+    module, name = {"mondrian": ("mondrian", "mondrian"), "suppress": ("suppression", "suppress")}[method]
+    try:
+        made: Callable[..., CellPlan] = getattr(importlib.import_module(f"facecrowd.privacy.{module}"), name)
+    except ModuleNotFoundError:
+        raise ConfigError(f"--method {method}: not in this version") from None
+    return partial(made, reference=asked.public)
+
+
+def _curve(
+    cells: Cells, asked: Asked, planner: Callable[[Cells, policies.Policy], CellPlan], progress: Progress
+) -> tuple[assessment.Cost, ...]:
+    points = assessment.stricter(asked.limits, cells.histogram)
+    found: list[assessment.Cost] = []
+    with progress.step("curve", len(points)) as advance:
+        for point in points:
+            found += assessment.cost_curve(cells, [point], planner, asked.public)
+            advance(int(cells.histogram.total_rows))
+    return tuple(found)
+
+
+def _cells(table: Table, layout: Any, asked: Asked, progress: Progress, ray: bool) -> Cells:
+    return histogram.cells(
+        table,
+        layout,
+        progress,
+        per_subject=asked.policy.per_subject,
+        kinds={n: kind for n, kind in asked.policy.kinds.items() if n in asked.roles.quasi_identifiers},
+        hierarchies={n: h for n, h in asked.hierarchies.items() if n in asked.roles.quasi_identifiers},
+        ray=ray,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- policy and files
+
+
+def ask(table: Table, policy: TablePolicy, base: Path = Path()) -> Asked:
+    """Hold a policy's names against a table's columns and read the files it names.
+
+    Raises ConfigError or InputError, naming the column or file.
+    """
+    if policy.quasi_identifiers == (EVERY,):
+        taken = {policy.subject, *policy.sensitive, *policy.identifiers, *policy.insensitive}
+        every = tuple(name for name in table.schema.names if name not in taken)
+        policy = policy.model_copy(update={"quasi_identifiers": every})
+    if not policy.quasi_identifiers:
+        raise ConfigError(
+            "policy: quasi_identifiers is empty; name the attributes that an adversary may know, or 'all'"
+        )
+    roles = Roles(policy.subject, policy.quasi_identifiers, policy.sensitive)
+    table.need((*roles.columns, *policy.identifiers, *policy.insensitive))
+    hierarchies = {name: Hierarchy.read(base / file) for name, file in policy.hierarchies.items()}
+    diversity, near = policy.l, policy.t
+    limits = policies.Policy(
+        roles.subject,
+        roles.quasi_identifiers,
+        roles.sensitive,
+        policy.k,
+        None if diversity is None else policies.Diversity(diversity.kind, diversity.value, diversity.c),
+        None if near is None else policies.Closeness(near.value, _ground(policy, hierarchies)),
+        policy.epsilon,
+        policy.max_suppression,
+    )
+    return Asked(policy, roles, limits, _public(policy, base), hierarchies)
+
+
+def _ground(policy: TablePolicy, hierarchies: Mapping[str, Hierarchy]) -> closeness.Ground:
+    assert policy.t is not None
+    if policy.t.ground != "hierarchy":
+        return policy.t.ground
+    if len(policy.sensitive) != 1 or policy.sensitive[0] not in hierarchies:
+        raise ConfigError(
+            "policy: t.ground: hierarchy is the distance of one sensitive attribute with a file under hierarchies"
+        )
+    levels = hierarchies[policy.sensitive[0]].levels
+    return closeness.Hierarchy({line[0]: line[1:] for line in levels})
+
+
+def _public(policy: TablePolicy, base: Path) -> dict[Any, float] | None:
+    if policy.reference is None:
+        return None
+    if len(policy.sensitive) > 1 and not (policy.t and policy.t.ground == "hamming"):
+        raise ConfigError("policy: a reference for several sensitive attributes is a joint one: use t.ground: hamming")
+    path = str(base / policy.reference) if "://" not in policy.reference else policy.reference
+    table = read_table(path, "policy.reference", [*policy.sensitive, "share"])
+    try:
+        shares = table["share"].cast(pa.float64()).to_pylist()
+    except pa.ArrowInvalid:
+        raise InputError(f"policy.reference {path}: column 'share' holds something that is no number") from None
+    values = [tuple(row.values()) for row in table.select(list(policy.sensitive)).to_pylist()]
+    found: dict[Any, float] = {}
+    for value, share in zip(values, shares, strict=True):
+        key = value if len(value) > 1 else value[0]
+        found[key] = found.get(key, 0.0) + share
+    return found
+
+
+def _policy_dict(policy: TablePolicy) -> dict[str, Any]:
+    return {k: v for k, v in policy.model_dump(mode="json").items() if k not in ("hierarchies", "reference")}
+
+
+@contextmanager
+def _session(address: str | None) -> Iterator[bool]:
+    with ray_data.session(address) if address else nullcontext():
+        yield bool(address)
+
+
+def _write(output: str, released: Histogram, report: Mapping[str, Any]) -> None:
+    folder = Folder(output)
+    counts = {"rows": released.rows, "subjects": released.subjects, "largest_share": released.largest_share}
+    taken = [name for name in counts if name in released.classes.column_names]
+    columns = {f"{name} (count)" if name in taken else name: pa.array(values) for name, values in counts.items()}
+    shown = {name: released.classes[name] for name in released.classes.column_names}
+    folder.write(to_parquet(pa.table({**shown, **columns}), row_group=2**20), CLASSES)
+    folder.write((json.dumps(report, indent=1, sort_keys=True, default=str) + "\n").encode(), VERDICT)
+
+
+def _write_plan(
+    output: str,
+    table: Table,
+    layout: Any,
+    asked: Asked,
+    cells: Cells,
+    made: Made,
+    note: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """plan.parquet, row group by row group."""
+    labels = made.plan.labels(made.cells.attributes)
+    shown = {n: labels[n].combine_chunks().dictionary_encode() for n in labels.column_names}
+    folder = Folder(output)
+    out = io.BytesIO() if folder.local is None else None
+    if folder.local is not None:
+        folder.local.mkdir(parents=True, exist_ok=True)
+    temporary = None if folder.local is None else folder.local / f".{PLAN}.tmp"
+    writer: pq.ParquetWriter | None = None
+    try:
+        for subjects, class_id in _assigned(table, layout, asked, cells, made, progress):
+            kept = class_id != SUPPRESSED
+            at = pa.array(class_id, mask=~kept)
+            columns = {
+                asked.roles.subject: subjects,
+                "class_id": at.cast(pa.int32()),
+                **{name: values.take(at) for name, values in shown.items()},
+                "suppressed": pa.array(~kept),
+                "reason": pa.array(np.where(kept, "", NO_CLASS)).dictionary_encode(),
+            }
+            rows = pa.table(columns).replace_schema_metadata({NOTE: json.dumps(note).encode()})
+            if writer is None:
+                writer = pq.ParquetWriter(out if out is not None else str(temporary), rows.schema, compression="zstd")
+            writer.write_table(rows)
+    finally:
+        if writer is not None:
+            writer.close()
+    if temporary is not None and folder.local is not None:
+        temporary.replace(folder.local / PLAN)
+    elif out is not None:
+        folder.write(out.getvalue(), PLAN)
+
+
+def _assigned(
+    table: Table, layout: Any, asked: Asked, cells: Cells, made: Made, progress: Progress
+) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    """Subjects (or the rows' subjects) and their classes."""
+    if asked.policy.per_subject:
+        people = made.cells.partial
+        cell = np.empty(len(people.subjects), dtype=np.int64)
+        cell[people.cell_subject] = people.cell_class
+        class_id = made.plan.class_of_cell[cell]
+        for start in range(0, len(cell), 2**20):
+            yield people.subjects.slice(start, 2**20), class_id[start : start + 2**20]
+        return
+    with progress.step("write", -(-table.rows // histogram.BATCH_ROWS)) as advance:
+        for batch, cell in histogram.cell_of_rows(table, layout, cells):
+            yield batch.column(0), made.plan.class_of_cell[cell]
+            advance(batch.num_rows)
+
+
+def _laid(plan: str, asked: Asked, table: Table) -> tuple[Classes, pa.Table, dict[str, Any]]:
+    """A plan's classes for the rows of the table, what each shows, and what the plan says of itself.
+
+    Raises InputError when the folder holds no plan, or that of another table or policy.
+    """
+    path = f"{plan.rstrip('/')}/{PLAN}"
+    rows = read_table(path, "plan", [asked.roles.subject, *asked.roles.quasi_identifiers, *COLUMNS])
+    try:
+        note = dict(json.loads((rows.schema.metadata or {})[NOTE]))
+    except (KeyError, ValueError):
+        raise InputError(f"plan {path}: not written by 'facecrowd plan'") from None
+    kept = np.flatnonzero(~rows["suppressed"].to_numpy())
+    if not len(kept):
+        raise InputError(f"plan {path}: it suppresses every row, so nothing is released")
+    shown = rows.select(list(asked.roles.quasi_identifiers))
+    groups = equivalence_classes(shown.take(pa.array(kept)))
+    class_id = np.full(len(rows), SUPPRESSED, dtype=np.int32)
+    class_id[kept] = groups.ids
+    if not note["per_subject"]:
+        if len(rows) != table.rows:
+            raise InputError(f"plan {path}: it has {len(rows)} rows and the table {table.rows}; plan this table again")
+        return Classes(None, None, class_id), groups.vectors, note
+    subjects = rows[asked.roles.subject].combine_chunks()
+    if pc.count_distinct(subjects).as_py() < len(subjects):
+        raise InputError(f"plan {path}: a subject has two rows in it")
+    kind = table.schema.field(asked.roles.subject).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return Classes(asked.roles.subject, subjects.cast(kind), class_id), groups.vectors, note
