@@ -16,7 +16,7 @@ import pyarrow as pa
 import facecrowd.privacy.anonymity as anonymity
 import facecrowd.privacy.verdict as verdicts
 from facecrowd.pipeline.config import PIXEL_METHODS, ReleaseConfig
-from facecrowd.pipeline.plan import Plan
+from facecrowd.pipeline.plan import Plan, asked
 from facecrowd.privacy.classes import Histogram, histogram
 from facecrowd.privacy.reidentification import Identification, identify
 from facecrowd.stages.runkey import RunKey
@@ -154,18 +154,10 @@ def _requirements(
             note = f"{config.method.name} forms no classes: every released face stands for one person"
             out.append({"name": "k", "asked": policy.k, "found": 1, "met": False, "kind": "formal", "note": note})
     else:
-        asked = verdicts.Policy(
-            subject=policy.subject,
-            quasi_identifiers=policy.quasi_identifiers,
-            sensitive=policy.sensitive,
-            k=policy.k,
-            l=verdicts.Diversity(**policy.l.model_dump()) if policy.l else None,
-            t=verdicts.Closeness(**policy.t.model_dump()) if policy.t else None,
-        )
         kind = "formal" if formal else "of the released attributes only"
         if config.method.name == "k-same" and not formal:
             kind = "measured"
-        for r in verdicts.judge(table, asked).requirements:
+        for r in verdicts.judge(table, asked(policy)).requirements:
             out.append({"name": r.name, "asked": r.asked, "found": r.found, "met": r.met, "kind": kind, "note": r.note})
     out.append(
         {

@@ -1,6 +1,7 @@
 """The plan: for every face its class and the attributes it will show, or why it is left out. Table level, one process.
 
-k-same cuts the *subjects* into classes by their mean embedding; every class has at least k. The baselines alter each
+k-same cuts the *subjects* into classes by their mean embedding; every class has at least k, and meets l and t where
+they are asked: a policy that no partition can meet is refused before anything is rendered. The baselines alter each
 face on its own: their classes are what the released attributes make them, and without released attributes there are
 none. One attribute vector per subject is released, the majority of their photos' values; for k-same, the majority of
 the class.
@@ -16,12 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.config import Policy, ReleaseConfig
 from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.steps import embedding_array
 from facecrowd.pipeline.subjects import Subjects, assign
-from facecrowd.privacy.classes import equivalence_classes, per_subject_majority
+from facecrowd.privacy import policy as limits
+from facecrowd.privacy.classes import equivalence_classes, histogram, per_subject_majority
 from facecrowd.privacy.microaggregation import microaggregate
+from facecrowd.privacy.requirements import Requirements
 
 NO_CLASS = -1
 
@@ -119,7 +122,8 @@ def make(config: ReleaseConfig, source: str, photos: pa.Table, faces: pa.Table) 
     source : where subjects come from (folder, column, clusters); photos : photo, subject and attributes of every photo;
     faces : the faces manifest without its crops.
 
-    Raises PolicyError when fewer than k people have a usable face.
+    Raises PolicyError when fewer than k people have a usable face, UnreachableError when no partition into classes can
+    meet l and t.
     """
     photo = _objects(faces["photo"])
     of_photo = {name: i for i, name in enumerate(photos["photo"].to_pylist())}
@@ -174,7 +178,9 @@ def _classes(
     quasi = {name: originals[name][rows] for name in names}
     shown: dict[str, np.ndarray] = {}
     if config.method.name == "k-same":
-        class_id[rows] = microaggregate(subject_means(embedding[rows], person, len(people)), k).ids[person]
+        means = subject_means(embedding[rows], person, len(people))
+        sensitive = {name: originals[name][rows] for name in config.policy.sensitive}
+        class_id[rows] = _partition(config.policy, k, means, person, sensitive)[person]
         if names:
             shown = _class_majority(class_id[rows], person, quasi)
     elif names:
@@ -184,6 +190,30 @@ def _classes(
     for name in names:
         released[name][rows] = shown[name]
     return class_id, released
+
+
+def asked(policy: Policy) -> limits.Policy:
+    """What a release's policy asks of its table."""
+    return limits.Policy(
+        subject=policy.subject,
+        quasi_identifiers=policy.quasi_identifiers,
+        sensitive=policy.sensitive,
+        k=policy.k,
+        l=limits.Diversity(**policy.l.model_dump()) if policy.l else None,
+        t=limits.Closeness(**policy.t.model_dump()) if policy.t else None,
+    )
+
+
+def _partition(
+    policy: Policy, k: int, means: np.ndarray, person: np.ndarray, sensitive: dict[str, np.ndarray]
+) -> np.ndarray:
+    """The class of each subject, (people,), by k-same."""
+    if not (policy.l or policy.t):
+        return microaggregate(means, k).ids
+    # one class per person: its weights are the person's own, shared among the values of their photos
+    table = histogram(person, class_ids=person, sensitive=_table(sensitive))
+    needs = Requirements(table.values, table.reference, asked(policy))
+    return microaggregate(means, k, sensitive=table.weights.toarray(), requirements=needs).ids
 
 
 def _images(subject_id: np.ndarray, per_subject: int | None) -> np.ndarray:
