@@ -200,7 +200,7 @@ def _diversity(values: pa.Table, asked: Diversity, attribute: str) -> Condition:
             f"l (recursive) of {attribute}",
             c,
             lambda subjects, weights: recursive_ratio(weights @ projection, least),
-            lambda found: np.asarray(found < c),
+            lambda found: np.asarray(found < c * (1 - ROUNDING)),
             largest_is_worst=True,
             note=f"c must exceed the found ratio, at l = {least}",
             interval=None if column is None else _around(*_recursive_rates(c, least)),
