@@ -204,6 +204,9 @@ def _check(cells: Cells, plan: CellPlan) -> None:
         raise PlanError(f"the plan shows {plan.low.shape[1]} attributes and the table has {shape[1]}; plan this table")
     if plan.class_of_cell.min() < SUPPRESSED or plan.class_of_cell.max() >= plan.classes:
         raise PlanError(f"the plan puts cells in classes that it has not: {plan.classes} are described")
+    used = np.bincount(plan.class_of_cell[plan.class_of_cell != SUPPRESSED], minlength=plan.classes)
+    if not used.all():
+        raise PlanError(f"the plan describes class {int(np.argmin(used))} and puts no cell in it; leave it out")
     sizes = np.array([attribute.size for attribute in cells.attributes])
     if (plan.low < 0).any() or (plan.high >= sizes).any() or (plan.low > plan.high).any():
         raise PlanError("the plan shows an interval that is empty or outside its attribute's values")
