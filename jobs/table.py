@@ -226,27 +226,27 @@ def plan_table(
         layout = histogram.layout_of(table, asked.roles, progress, ray)
         cells = _cells(table, layout, asked, progress, ray)
         progress.say(f"plan: {len(cells):,} vectors of {cells.histogram.total_subjects:,} subjects by {method}")
-        made = _made(method, cells, asked, workspace or f"{output.rstrip('/')}.workspace")
+        chosen = made(method, cells, asked, workspace or f"{output.rstrip('/')}.workspace")
         found = assessment.assess(
-            made.cells, asked.limits, plan=made.plan, epsilon=made.epsilon, reference=asked.public
+            chosen.cells, asked.limits, plan=chosen.plan, epsilon=chosen.epsilon, reference=asked.public
         )
         if curve:
             found = replace(found, curve=_curve(cells, asked, _planner(method, asked), progress))
         crossed = None
         if not policy.per_subject and table.rows <= INTERSECTED_ROWS:
-            crossed = _crossed(regrouped(made.cells.partial, made.plan.class_of_cell), asked.limits)
-        note = {"method": method, "per_subject": policy.per_subject, "epsilon": made.epsilon}
-        released = made.released
-        _write_plan(output, table, layout, asked, cells, made, note, progress)
+            crossed = _crossed(regrouped(chosen.cells.partial, chosen.plan.class_of_cell), asked.limits)
+        note = {"method": method, "per_subject": policy.per_subject, "epsilon": chosen.epsilon}
+        released = chosen.released
+        _write_plan(output, table, layout, asked, cells, chosen, note, progress)
     report = {
         "table": {"rows": table.rows, "columns": len(table.schema.names)},
         "policy": _policy_dict(policy),
-        "plan": {"method": method, "epsilon": made.epsilon, "notes": list(made.plan.notes)},
+        "plan": {"method": method, "epsilon": chosen.epsilon, "notes": list(chosen.plan.notes)},
         **found.as_dict(),
         "intersection": crossed,
     }
     _write(output, released, report)
-    lines = [*_head(path, asked, None), f"plan by {method}", *(f"  {line}" for line in made.plan.notes)]
+    lines = [*_head(path, asked, None), f"plan by {method}", *(f"  {line}" for line in chosen.plan.notes)]
     lines += [*found.lines(), *_crossed_lines(crossed, asked.limits.k), f"plan: {output}"]
     return report, lines
 
@@ -271,7 +271,8 @@ class Made:
         return found
 
 
-def _made(method: str, cells: Cells, asked: Asked, workspace: str) -> Made:
+def made(method: str, cells: Cells, asked: Asked, workspace: str) -> Made:
+    """The plan of a method. Raises ConfigError, or an error of ``privacy/``."""
     epsilon = None
     if asked.limits.epsilon is not None and method in ("mondrian", "suppress"):
         # What is planned on randomised vectors is post-processing: it spends nothing more.

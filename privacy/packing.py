@@ -173,10 +173,10 @@ def unpack(codings: Sequence[Coding], words: Words) -> pa.Table:
     for place in placed:
         if isinstance(place.coding, Flag):
             flags.setdefault(place.word, []).append(place)
-    bitmaps = {word: _bitmaps(expanded[word], [p.shift for p in places]) for word, places in flags.items()}
+    planes = {word: bitmaps(expanded[word], [p.shift for p in places]) for word, places in flags.items()}
     for place in placed:
         if isinstance(place.coding, Flag):
-            buffer = pa.py_buffer(bitmaps[place.word][place.shift])
+            buffer = pa.py_buffer(planes[place.word][place.shift])
             columns[place.coding.name] = pa.Array.from_buffers(pa.bool_(), len(words), [None, buffer])
         else:
             columns[place.coding.name] = place.coding.values(codes_at(place, expanded))
@@ -256,8 +256,8 @@ def packed_flags(arrays: Sequence[pa.Array], rows: int) -> Words:
     return out.view("<u8")[:, 0].astype(np.uint64, copy=False)
 
 
-def _bitmaps(words: Words, bits: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-    """The bitmap of each of the given bit positions over all words."""
+def bitmaps(words: Words, bits: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+    """The bitmap of each of the given bit positions over all words: ``{bit: (ceil(N / 8),) uint8}``."""
     size = (len(words) + 7) // 8
     octets = words.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
     found = {}
@@ -266,7 +266,7 @@ def _bitmaps(words: Words, bits: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
         padded[: len(words)] = octets[:, byte]
         block = _transposed(padded.view("<u8")).view(np.uint8).reshape(-1, 8)
         found.update({bit: np.ascontiguousarray(block[:, bit % 8]) for bit in bits if bit // 8 == byte})
-    return found
+    return {bit: found[bit] for bit in bits}
 
 
 def _transposed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
