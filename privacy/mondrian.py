@@ -61,6 +61,9 @@ ROUNDS = 24
 THRESHOLDS = 16
 """Thresholds of an ordered attribute tried in a node: all where it has so few values, else quantiles of the node."""
 
+MARGIN = 1e-6
+"""Smaller gains are rounding: what a row loses is counted in attributes."""
+
 BLOCK = 2**22
 """Numbers made at once."""
 
@@ -200,7 +203,8 @@ class _Table:
             if self.cells.additive:
                 subjects = _counts(class_of[kept], self.subjects[kept], classes)
             else:
-                subjects = size if self.unit == "rows" else self._distinct(kept, class_of[kept], classes)
+                distinct = self.people_of(kept, class_of[kept])[2]
+                subjects = size if self.unit == "rows" else np.bincount(distinct, minlength=classes)
                 size = size if self.unit == "rows" else subjects
             weights: Any = np.zeros((classes, 0))
             if self.requirements.conditions:
@@ -221,10 +225,37 @@ class _Table:
             weights = placed @ found.weights
         return _State(subjects, size, weights, self.requirements.met(subjects, weights, size=size))
 
-    def _distinct(self, kept: Ints, class_of: Ints, classes: int) -> Ints:
-        entry, subject = self.subjects_of(kept)
-        pair = np.unique(class_of[entry] * (int(self.cells.histogram.total_subjects) + 1) + subject)
-        return np.bincount(pair // (int(self.cells.histogram.total_subjects) + 1), minlength=classes)
+    def people_of(self, entries: Ints, group: Ints) -> tuple[Ints, Ints, Ints]:
+        """The cells of each person in each group, as runs.
+
+        Returns
+        -------
+        ndarray of int64, shape (P,)
+            Positions in ``entries``, by group and then by subject.
+        ndarray of int64, shape (R,)
+            Where the runs of one subject in one group begin.
+        ndarray of int64, shape (R,)
+            The group of each run.
+        """
+        entry, subject = self.subjects_of(entries)
+        people = int(self.cells.histogram.total_subjects)
+        bits = int(group.max()).bit_length(), (people - 1).bit_length(), max(len(entries) - 1, 1).bit_length()
+        if sum(bits) <= 64:  # sorting keys alone is several times faster than sorting positions
+            shift = np.uint64(bits[2])
+            key = (group[entry].astype(np.uint64) << np.uint64(bits[1] + bits[2])) | (
+                subject.astype(np.uint64) << shift
+            )
+            key |= entry.astype(np.uint64)
+            key.sort()
+            run = key >> shift
+            first = _starts(run)
+            of_run = (run[first] >> np.uint64(bits[1])).astype(np.int64)
+            return (key & np.uint64((1 << bits[2]) - 1)).astype(np.int64), first, of_run
+        rank = np.lexsort((subject, group[entry]))
+        entry, subject = entry[rank], subject[rank]
+        here = group[entry]
+        first = np.flatnonzero(np.append(True, (here[1:] != here[:-1]) | (subject[1:] != subject[:-1])))
+        return entry, first, here[first]
 
     def subjects_of(self, entries: Ints) -> tuple[Ints, Ints]:
         """The (position in ``entries``, subject) pairs of some cells."""
@@ -546,7 +577,7 @@ class _Spans:
         mixed = np.zeros(np.broadcast_shapes(cell.shape, target.shape), dtype=np.float32)
         for word in range(words.shape[1]):
             differs = words[cell, word] ^ self.constant[target, word]
-            differs = differs | self.mixed[target, word]
+            differs |= self.mixed[target, word]
             mixed += np.bitwise_count(differs)
         for a in map(int, table.wide):
             code = table.codes[cell, a].astype(np.int64)
@@ -561,83 +592,90 @@ def _moved(table: _Table, class_of: Ints, effort: int, spare: int) -> tuple[Ints
     spans = _Spans(table, class_of)
     barred = np.zeros(len(class_of), dtype=bool)
     width, k = len(table.attributes), max(table.policy.k or 1, 1)
-    size = table.state(class_of, spans.classes).size
     for turn in range(ROUNDS):
-        kept = np.flatnonzero((class_of >= 0) & ~barred)
-        home = class_of[kept]
-        parting = table.size[kept] if table.adds else _parting(table, class_of)[kept]
-        rows = table.rows[kept].astype(np.float64)
-        saved = spans.loss[home] * rows + spans.freed[kept] * (spans.rows[home] - rows)
-        spared = (size[home] - parting >= k) | (spans.cells[home] == 1)
-        kept = kept[spared & (saved > 1e-9)]
-        if len(kept) == 0:
+        parting, size = _parting(table, class_of, spans.classes)
+        cell = np.flatnonzero((class_of >= 0) & ~barred)
+        home, rows = class_of[cell], table.rows[cell].astype(np.float64)
+        saved = spans.loss[home] * rows + spans.freed[cell] * (spans.rows[home] - rows)
+        # the last cell of a class may always leave: there is no class then
+        able = (saved > MARGIN) & ((size[home] - parting[cell] >= k) | (spans.cells[home] == 1))
+        if not able.any():
             break
-        saved = spans.loss[class_of[kept]] * table.rows[kept] + spans.freed[kept] * (
-            spans.rows[class_of[kept]] - table.rows[kept]
-        )
-        target, cost = _cheapest(table, spans, kept, class_of[kept], effort // ROUNDS, turn)
-        leave = width * table.rows[kept].astype(np.float64)
+        cell, home, rows, saved = cell[able], home[able], rows[able], saved[able]
+        target, cost = _cheapest(table, spans, cell, home, effort // ROUNDS, turn)
         if spare:
-            out = (leave < cost) & (spans.cells[class_of[kept]] > 1) & (table.rows[kept] <= spare)
-            target, cost = np.where(out, SUPPRESSED, target), np.where(out, leave, cost)
-        gain = saved - cost
-        made = _pick(class_of[kept], target, gain, table.rows[kept], spans.classes, spare)
-        cell, source, goal = kept[made], class_of[kept[made]], target[made]
-        if len(cell) == 0:
-            break
-        class_of[cell] = goal
-        if table.requirements.conditions or not table.adds:
-            state = table.state(class_of, spans.classes)
-            bad = ~state.met
-            bad[np.bincount(class_of[class_of >= 0], minlength=spans.classes) == 0] = False
-            wrong = bad[source] | (bad[goal] & (goal >= 0))
+            out = (width * rows < cost) & (spans.cells[home] > 1)
+            target, cost = np.where(out, SUPPRESSED, target), np.where(out, width * rows, cost)
+        made = _pick(home, target, saved - cost, table.rows[cell], spans.classes, spare)
+        cell, home, target = cell[made], home[made], target[made]
+        class_of[cell] = target
+        if table.requirements.conditions:
+            met = table.state(class_of, spans.classes).met | (spans.cells + _arrivals(home, target, spans.classes) == 0)
             # each class is in one move, so taking a move back mends both
-            class_of[cell[wrong]] = source[wrong]
+            wrong = ~met[home] | ~met[target] & (target >= 0)
+            class_of[cell[wrong]] = home[wrong]
             barred[cell[wrong]] = True
-            cell, source, goal = cell[~wrong], source[~wrong], goal[~wrong]
-        spans.move(cell, source, goal)
+            cell, home, target = cell[~wrong], home[~wrong], target[~wrong]
+        if len(made) == 0:
+            break
+        spans.move(cell, home, target)
         spans.refresh(class_of)
-        spare -= int(table.rows[cell[goal < 0]].sum())
-        if table.adds:
-            np.subtract.at(size, source, table.size[cell])
-            np.add.at(size, goal[goal >= 0], table.size[cell[goal >= 0]])
-        else:
-            size = table.state(class_of, spans.classes).size
+        spare -= int(table.rows[cell[target < 0]].sum())
     names, number = np.unique(class_of, return_inverse=True)
     return (number - int(names[0] == SUPPRESSED)).astype(np.int64), spare
 
 
+def _arrivals(home: Ints, target: Ints, classes: int) -> Ints:
+    """Cells that come to each class, less those that leave."""
+    return np.bincount(target[target >= 0], minlength=classes) - np.bincount(home, minlength=classes)
+
+
 def _cheapest(table: _Table, spans: _Spans, cell: Ints, home: Ints, budget: int, turn: int) -> tuple[Ints, Floats]:
-    """For each cell the class where it costs least, and the cost: all classes, or as many as the budget allows."""
+    """For each cell the class where it costs least, and the cost: of all classes, or of as many as the budget allows.
+
+    Then classes are taken in blocks: of neighbours in the tree, who share most cuts, and in other turns of neighbours
+    by what they show, read from another attribute each time.
+    """
     target, cost = np.zeros(len(cell), dtype=np.int64), np.full(len(cell), np.inf)
-    window = max(2, budget // len(cell))
-    everywhere = window >= spans.classes
-    # classes are numbered in the order of the tree, so neighbours share most cuts; later turns look further
-    if everywhere:
-        offsets = np.arange(spans.classes)
-    else:
-        offsets = np.append(np.arange(1, window // 2 + 1), -np.arange(1, window // 2 + 1)) * (1 + turn % 4)
-    step = max(1, BLOCK // 4 // len(offsets))
-    for first in range(0, len(cell), step):
-        part = slice(first, first + step)
-        near = offsets[None, :] if everywhere else (home[part, None] + offsets) % spans.classes
-        rows = table.rows[cell[part], None].astype(np.float32)
+    block = min(max(8, budget // len(cell)), spans.classes)
+    order, place = np.arange(spans.classes), home
+    if block < spans.classes and turn % 3:
+        start = np.uint64((7 * turn) % max(len(table.binary), 1))
+        shown = _rotated(spans.constant[:, 0], start)
+        order = np.argsort(shown, kind="stable")
+        place = np.searchsorted(shown[order], _rotated(table.words[cell, 0], start))
+    shift = 0 if block == spans.classes else (turn * block) // 2 % block
+    number = (place + shift) // block
+    by_block = np.argsort(number, kind="stable")
+    for part in np.split(by_block, _starts(number[by_block])[1:]):
+        first = int(number[part[0]]) * block - shift
+        near = order[max(first, 0) : first + block]
+        if len(near) == 0:
+            continue
         crowd = spans.rows[near].astype(np.float32)
-        price = spans.joined(cell[part, None], near) * (crowd + rows) - spans.loss[near].astype(np.float32) * crowd
-        price[np.broadcast_to((near == home[part, None]) | (crowd == 0), price.shape)] = np.inf
-        best = price.argmin(axis=1)
-        target[part] = np.broadcast_to(near, price.shape)[np.arange(len(best)), best]
-        cost[part] = np.where(np.isinf(price[np.arange(len(best)), best]), np.inf, 0.0)
-    exact = (
-        spans.joined(cell, target) * (spans.rows[target] + table.rows[cell]) - spans.loss[target] * spans.rows[target]
-    )
-    return target, cost + exact
+        present = np.where(crowd > 0, spans.loss[near].astype(np.float32) * crowd, -np.inf).astype(np.float32)
+        for some in np.array_split(part, -(-len(part) * len(near) // (BLOCK // 8))):
+            price = spans.joined(cell[some, None], near[None, :])
+            price *= crowd + table.rows[cell[some], None].astype(np.float32)
+            price -= present
+            price[near[None, :] == home[some, None]] = np.inf
+            best = price.argmin(axis=1)
+            target[some], cost[some] = near[best], price[np.arange(len(some)), best]
+    real = np.flatnonzero(np.isfinite(cost))
+    goal, rows = target[real], table.rows[cell[real]]
+    joined = spans.joined(cell[real], goal).astype(np.float64)
+    cost[real] = joined * (spans.rows[goal] + rows) - spans.loss[goal] * spans.rows[goal]
+    return target, cost
+
+
+def _rotated(words: NDArray[np.uint64], start: np.uint64) -> NDArray[np.uint64]:
+    return (words >> start) | (words << (np.uint64(64) - start)) if start else words
 
 
 def _pick(source: Ints, target: Ints, gain: Floats, rows: Ints, classes: int, spare: int) -> Ints:
     """The best moves, each class in one at most, and no more suppressed rows than may be."""
     order = np.argsort(-gain, kind="stable")
-    order = order[gain[order] > 1e-6]
+    order = order[gain[order] > MARGIN]
     used = bytearray(classes)
     made = []
     for i, a, b, n in zip(
@@ -654,13 +692,17 @@ def _pick(source: Ints, target: Ints, gain: Floats, rows: Ints, classes: int, sp
     return np.array(made, dtype=np.int64)
 
 
-def _parting(table: _Table, class_of: Ints) -> Ints:
-    """The subjects that each cell would take out of its class: those with no other cell there."""
+def _parting(table: _Table, class_of: Ints, classes: int) -> tuple[Ints, Ints]:
+    """What each cell would take out of its class, (V,), and what the classes have, (C,), in what k counts.
+
+    Of subjects, a cell takes those who have no other cell in its class.
+    """
     kept = np.flatnonzero(class_of >= 0)
-    entry, subject = table.subjects_of(kept)
-    people = int(table.cells.histogram.total_subjects)
-    _, pair, cells = np.unique(class_of[kept[entry]] * people + subject, return_inverse=True, return_counts=True)
-    return np.bincount(kept[entry], weights=cells[pair] == 1, minlength=len(class_of)).astype(np.int64)
+    if table.adds:
+        return table.size, _counts(class_of[kept], table.size[kept], classes)
+    entry, first, of_run = table.people_of(kept, class_of[kept])
+    single = first[np.diff(np.append(first, len(entry))) == 1]
+    return np.bincount(kept[entry[single]], minlength=len(class_of)), np.bincount(of_run, minlength=classes)
 
 
 def _bits_per_class(table: _Table, order: Ints, starts: Ints) -> Ints:
@@ -745,24 +787,7 @@ def _distinct_sides(
     table: _Table, order: Ints, node: Ints, starts: Ints, words: NDArray[np.uint64], of_order: bool = False
 ) -> tuple[Floats, Floats, Floats]:
     """Distinct subjects of each node with a 1, and with a 0, in each bit of ``words``: (nodes, 64 W) each; and all."""
-    entry, subject = table.subjects_of(order)
-    people = int(table.cells.histogram.total_subjects)
-    bits = (len(starts) - 1).bit_length(), (people - 1).bit_length(), max(len(order) - 1, 1).bit_length()
-    if sum(bits) <= 64:  # sorting keys alone is several times faster than sorting positions
-        shift_subject, shift_node = np.uint64(bits[2]), np.uint64(bits[1] + bits[2])
-        key = (node[entry].astype(np.uint64) << shift_node) | (subject.astype(np.uint64) << shift_subject)
-        key |= entry.astype(np.uint64)
-        key.sort()
-        entry = (key & np.uint64((1 << bits[2]) - 1)).astype(np.int64)
-        run = key >> shift_subject
-        first = np.flatnonzero(np.append(True, run[1:] != run[:-1]))
-        of_run = (run[first] >> np.uint64(bits[1])).astype(np.int64)
-    else:
-        rank = np.lexsort((subject, node[entry]))
-        entry, subject = entry[rank], subject[rank]
-        here = node[entry]
-        first = np.flatnonzero(np.append(True, (here[1:] != here[:-1]) | (subject[1:] != subject[:-1])))
-        of_run = here[first]
+    entry, first, of_run = table.people_of(order, node)
     shown = words[entry] if of_order else words[order[entry]]
     bounds = _starts(of_run)
     some = _bit_counts(np.bitwise_or.reduceat(shown, first, axis=0), bounds)
@@ -794,7 +819,7 @@ def _packed(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
     return octets.view("<u8").astype(np.uint64, copy=False)
 
 
-def _starts(sorted_ids: Ints) -> Ints:
+def _starts(sorted_ids: NDArray[Any]) -> Ints:
     return np.flatnonzero(np.append(True, sorted_ids[1:] != sorted_ids[:-1]))
 
 
