@@ -461,7 +461,7 @@ def _assigned(
         for start in range(0, len(cell), 2**20):
             yield people.subjects.slice(start, 2**20), class_id[start : start + 2**20]
         return
-    with progress.step("write", -(-table.rows // histogram.BATCH_ROWS)) as advance:
+    with progress.step("write", -(-table.rows // layout.batch_rows)) as advance:
         for batch, cell in histogram.cell_of_rows(table, layout, cells):
             yield batch.column(0), made.plan.class_of_cell[cell]
             advance(batch.num_rows)

@@ -29,8 +29,8 @@ from facecrowd.privacy.classes import Histogram, PartialHistogram
 from facecrowd.privacy.errors import PrivacyError
 from facecrowd.privacy.packing import Words, pack
 
-BATCH_ROWS = 2**21
-"""Rows read and packed at once: some 10 MB of bitmaps."""
+PART_ROWS = 2**21
+"""Rows that one of Ray's workers reads at once."""
 
 PARTITION_ROWS = 8_000_000
 """Rows that one of Ray's workers counts at once."""
@@ -90,7 +90,7 @@ class Table:
 
     @cached_property
     def parts(self) -> list[Part]:
-        """The table in pieces of about ``BATCH_ROWS`` rows that follow each other."""
+        """The table in pieces of about ``PART_ROWS`` rows that follow each other."""
         found: list[Part] = []
         start = 0
         for number in range(len(self.files)):
@@ -100,7 +100,7 @@ class Table:
             for group in range(metadata.num_row_groups):
                 groups.append(group)
                 rows += metadata.row_group(group).num_rows
-                if rows >= BATCH_ROWS or group == metadata.num_row_groups - 1:
+                if rows >= PART_ROWS or group == metadata.num_row_groups - 1:
                     found.append(Part(number, tuple(groups), start, rows))
                     start, groups, rows = start + rows, [], 0
         return found
@@ -112,24 +112,26 @@ class Table:
             return int(self.memory.num_rows)
         return sum(self._open(number).metadata.num_rows for number in range(len(self.files)))
 
-    def batches(self, columns: Sequence[str], part: Part | None = None) -> Iterator[pa.RecordBatch]:
-        """The named columns, batch by batch, of the whole table or of one part."""
+    def batches(
+        self, columns: Sequence[str], part: Part | None = None, rows: int = counting.BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """The named columns, at most ``rows`` rows at a time, of the whole table or of one part."""
         wanted = list(dict.fromkeys(columns))
         if self.classes is not None:
             wanted = list(dict.fromkeys([*(name for name in wanted if name != CLASS), *self.classes.columns]))
         row = part.start if part else 0
-        for batch in self._raw(wanted, part):
+        for batch in self._raw(wanted, part, rows):
             row += batch.num_rows
             yield batch if self.classes is None else self.classes.add(batch, row - batch.num_rows)
 
-    def _raw(self, columns: list[str], part: Part | None) -> Iterator[pa.RecordBatch]:
+    def _raw(self, columns: list[str], part: Part | None, rows: int) -> Iterator[pa.RecordBatch]:
         if self.memory is not None:
-            yield from self.memory.select(columns).to_batches(max_chunksize=BATCH_ROWS)
+            yield from self.memory.select(columns).to_batches(max_chunksize=rows)
             return
         for number in [part.file] if part else range(len(self.files)):
             groups = list(part.groups) if part else None
             try:
-                yield from self._open(number).iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
+                yield from self._open(number).iter_batches(rows, row_groups=groups, columns=columns)
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(
                     f"{self.role} {self.files[number]}: not readable: {str(error).splitlines()[0]}"
@@ -275,7 +277,7 @@ def cell_of_rows(table: Table, layout: counting.Layout, cells: Cells) -> Iterato
     """Batch by batch the subjects of the rows, and the cell of each row (``per_subject`` false)."""
     (known,) = cells.partial.classes.combine_chunks().to_batches()
     words = pack(layout.quasi_identifiers, known)
-    for batch in table.batches(layout.columns):
+    for batch in table.batches(layout.columns, rows=layout.batch_rows):
         asked, slot = np.unique(pack(layout.quasi_identifiers, batch), return_inverse=True)
         yield batch.select([layout.subject.name]), np.searchsorted(words, asked)[slot]
 
@@ -291,9 +293,9 @@ def _partial(
 def _pieces(table: Table, layout: counting.Layout, by: By, progress: Progress, ray: bool) -> Iterable[Any]:
     if ray and table.memory is None:
         return _counted_by_ray(table, layout, by, progress)
-    total = -(-table.rows // BATCH_ROWS)
-    with progress.step("count", total) as advance:
-        runs = counting.runs_of(table.batches(layout.columns), layout, _order(by), advance)
+    with progress.step("count", -(-table.rows // layout.batch_rows)) as advance:
+        batches = table.batches(layout.columns, rows=layout.batch_rows)
+        runs = counting.runs_of(batches, layout, _order(by), advance)
     return counting.counted(runs, partial(_piece, layout=layout, by=by))
 
 
@@ -349,7 +351,7 @@ def _counted_by_ray(table: Table, layout: counting.Layout, by: By, progress: Pro
         for number in block["part"]:
             part = parts[int(number)]
             start = part.start
-            for batch in table.batches(ray.get(given).columns, part):
+            for batch in table.batches(ray.get(given).columns, part, ray.get(given).batch_rows):
                 keys = ray.get(given).keys(batch, _order(by), start)
                 start += len(keys)
                 keys.sort()
