@@ -2,6 +2,8 @@
 
 Workspace tables are private and become Iceberg tables; ``RELEASED`` is what a release publishes. A change of a column's
 name, type or meaning raises ``VERSION``.
+
+    python -m facecrowd.pipeline.schema > docs/data-dictionary.md
 """
 
 from __future__ import annotations
@@ -220,3 +222,7 @@ def dictionary() -> str:
             ]
             lines += [f"| `{c.name}` | {c.type} | {c.meaning} |" for c in manifest.columns]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(dictionary(), end="")

@@ -44,7 +44,7 @@ def loop(step: ray_data.Step, parts: Sequence[int], progress: Progress) -> None:
     for stage in step.stages:
         stage.setup()
     for part in parts:
-        step.sink(part, ray_data.apply(step.stages, step.source(part)))
+        step.sink(part, ray_data.apply(step.stages, step.source(part), step.at_once))
 
 
 if __name__ == "__main__":
