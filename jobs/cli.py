@@ -446,6 +446,37 @@ def bench_pipeline(
     _write_json(json_file, figures)
 
 
+@bench_app.command("table", epilog="Example: `facecrowd bench table --rows 1000000 --no-others`")
+@speaking
+def bench_table(
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(min=1000, help="Rows of a generated table; give it again for more [default: 10 and 100 million]."),
+    ] = None,
+    table: Annotated[str | None, typer.Option(help="Also this table: subject_id and boolean columns, Parquet.")] = None,
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="Distinct people per row of generated tables.")] = 0.02,
+    methods: Annotated[str, typer.Option(help="Planners, comma-separated.")] = "mondrian,suppress,ppas,ppas-verified",
+    others: Annotated[bool, typer.Option("--others/--no-others", help="Measure pycanon and anjana too.")] = True,
+    cap: Annotated[float, typer.Option(min=1, help="Seconds after which a figure of theirs is given up.")] = 300.0,
+    folder: Annotated[Path | None, typer.Option(help="Keeps generated tables and tools [default: the cache].")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Seconds and memory of measuring and planning whole tables, against the floor, pycanon and anjana."""
+    from facecrowd.jobs import bench_table as tables
+
+    figures = tables.bench_table(
+        rows or ([10_000_000, 100_000_000] if table is None else []),
+        table,
+        share=share,
+        methods=[name.strip() for name in methods.split(",") if name.strip()],
+        others=others,
+        cap=cap,
+        folder=folder or tables.CACHE,
+    )
+    tables.show(figures)
+    _write_json(json_file, figures)
+
+
 def _write_json(file: Path | None, figures: Any) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ def plan_table(
             chosen.cells, asked.limits, plan=chosen.plan, epsilon=chosen.epsilon, reference=asked.public
         )
         if curve:
-            found = replace(found, curve=_curve(cells, asked, _planner(method, asked), progress))
+            found = replace(found, curve=_curve(cells, asked, _planner(_curve_method(method), asked), progress))
         crossed = None
         if not policy.per_subject and table.rows <= INTERSECTED_ROWS:
             crossed = _crossed(regrouped(chosen.cells.partial, chosen.plan.class_of_cell), asked.limits)
@@ -241,7 +241,12 @@ def plan_table(
     report = {
         "table": {"rows": table.rows, "columns": len(table.schema.names)},
         "policy": _policy_dict(policy),
-        "plan": {"method": method, "epsilon": chosen.epsilon, "notes": list(chosen.plan.notes)},
+        "plan": {
+            "method": method,
+            "epsilon": chosen.epsilon,
+            "notes": list(chosen.plan.notes),
+            "choices": list(chosen.choices),
+        },
         **found.as_dict(),
         "intersection": crossed,
     }
@@ -253,11 +258,13 @@ def plan_table(
 
 @dataclass(frozen=True)
 class Made:
-    """A plan, the cells it plans (randomised ones where the method randomises first), and the epsilon it spent."""
+    """A plan, the cells it plans (randomised ones where the method randomises first), the epsilon it spent, and what
+    PPAS chose for each attribute."""
 
     cells: Cells
     plan: CellPlan
     epsilon: float | None = None
+    choices: tuple[dict[str, Any], ...] = ()
 
     @property
     def released(self) -> Histogram:
@@ -273,20 +280,38 @@ class Made:
 
 def made(method: str, cells: Cells, asked: Asked, workspace: str) -> Made:
     """The plan of a method. Raises ConfigError, or an error of ``privacy/``."""
+    limits = asked.limits
+    digest = None if limits.epsilon is None else _digest(workspace)
+    if method.startswith("ppas"):
+        from facecrowd.privacy.ppas import ppas, ppas_verified
+
+        found = (
+            ppas(cells, limits, digest=digest, reference=asked.public)
+            if method == "ppas"
+            else ppas_verified(
+                cells, limits, digest=digest, planner=_planner("mondrian", asked), reference=asked.public
+            )
+        )
+        return Made(found.cells, found.plan, found.epsilon, tuple(asdict(choice) for choice in found.choices))
     epsilon = None
-    if asked.limits.epsilon is not None and method in ("mondrian", "suppress"):
+    if limits.epsilon is not None and digest is not None:
         # What is planned on randomised vectors is post-processing: it spends nothing more.
         from facecrowd.privacy.randomisation import randomise
 
-        randomised = randomise(cells, asked.limits.epsilon, _digest(workspace))
+        randomised = randomise(cells, limits.epsilon, digest)
         cells, epsilon = randomised.cells, randomised.epsilon
-    return Made(cells, _planner(method, asked)(cells, asked.limits), epsilon)
+    return Made(cells, _planner(method, asked)(cells, limits), epsilon)
 
 
 def _digest(workspace: str) -> Callable[[str, bytes], bytes]:
     place = Workspace(workspace)
     with place.locked():
         return place.create().digest
+
+
+def _curve_method(method: str) -> str:
+    """Who plans the points of a curve: PPAS leaves classes to mondrian."""
+    return "suppress" if method == "suppress" else "mondrian"
 
 
 def _planner(method: str, asked: Asked) -> Callable[[Cells, policies.Policy], CellPlan]:
