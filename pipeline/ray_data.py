@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from facecrowd.stages.batch import concatenate, take, without
 from facecrowd.stages.stage import Batch, Stage, rows
 
 NO_PROGRESS_TIMEOUT_S = 600
+CONNECT_TIMEOUT_S = 15
 CPU_HEADROOM = 0.95
 """Pools that together take every CPU starve Ray's own tasks and hang; they share this much of them."""
 
@@ -66,11 +68,14 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
             options |= {"include_dashboard": False, "object_store_memory": 512 * 2**20}
             if cpus:
                 options["num_cpus"] = cpus
+        _answers(address)
         try:
             with _hushed():
                 ray.init(**options)
-        except ConnectionError as error:
-            raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({error})") from None
+        # What an address can have wrong beside: no cluster started, or ray:// without Ray's client installed.
+        except (ConnectionError, ValueError, ImportError) as error:
+            what = str(error).strip().splitlines()[0]
+            raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({what})") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -83,6 +88,17 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Refuse a host and port where nothing listens: Ray would try them again for many minutes, without a word."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({error})") from None
 
 
 @contextmanager
