@@ -5,6 +5,8 @@ Every candidate is a process of its own, one after the other on the same photos 
 facecrowd   the real release: k-same, k = 5, aligned crops, on Ray with all cores. Photos are detected, aligned,
             embedded, planned, averaged, rendered, judged and written; all manifests are committed, images published
 loop        the very same sources, stages and sinks, called in a for loop of one process with one thread
+loops       that loop in as many processes as there are cores, at once and without Ray, each on all photos; the mean.
+            Full cores slow each other down (clock, caches, memory): what is left of the difference is Ray's
 deface      the ``deface`` command (CenterFace, blur) on the same files: detected, blurred, written; nothing else
 
 **Steady rate.** Workers write down when each micro-batch begins and ends (monotonic clock). The steady window of a step
@@ -20,8 +22,11 @@ photo, and its steady rate is that of the others.
 
 **CPU seconds** are user + system of a candidate's whole process tree (for facecrowd: driver, workers and Ray's own
 processes), read from /proc twice a second; a window takes what the tree used in it. ``per core`` is photos/s divided by
-all cores of the machine for facecrowd and deface, both of which may use them all, and by one for the loop. ``per CPU
+all cores of the machine for facecrowd and deface, both of which may use them all, and by one for a loop. ``per CPU
 second`` is photos / CPU seconds. Where both are compared, the aim counts as reached only if it is by both.
+
+All candidates run at the same priority (Ray would make its workers nicer), so that other load hits them alike;
+``others`` is how many cores it kept busy meanwhile.
 
 **Memory** is the peak resident set of one process (driver, largest worker) and the peak, over time, of the private
 memory of all processes together (shared pages, such as Ray's object store, not counted).
@@ -42,6 +47,7 @@ import threading
 import time
 import venv
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -72,6 +78,8 @@ AIMS: tuple[tuple[str, str, str, str, float], ...] = (
     # facecrowd with this detector, against, basis, measured over, at least
     ("scrfd-500m", "loop", "kernels", "the loop over the same kernels", 0.9),
     ("centerface", "loop", "kernels", "the loop over the same kernels", 0.9),
+    ("scrfd-500m", "loops", "kernels", "the same loop on every core at once", 0.9),
+    ("centerface", "loops", "kernels", "the same loop on every core at once", 0.9),
     ("centerface", "deface", "job", "deface, with its own detector", 1.0),
     ("scrfd-500m", "deface", "job", "deface", 2.0),
 )
@@ -196,6 +204,7 @@ class Tree:
     cpu: list[tuple[float, float]] = field(default_factory=list)
     private: int = 0
     resident: dict[str, int] = field(default_factory=dict)
+    machine: list[float] = field(default_factory=list)
     _seen: dict[tuple[int, int], float] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -213,6 +222,7 @@ class Tree:
             private += row.private
         self.private = max(self.private, private)
         self.cpu.append((time.monotonic(), sum(self._seen.values())))
+        self.machine.append(_busy())
 
     def follow(self) -> None:
         while not self._stop.wait(SAMPLE_S):
@@ -220,6 +230,13 @@ class Tree:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def others(self) -> float:
+        """How many cores were busy with other processes meanwhile, on average."""
+        if len(self.machine) < 2:
+            return 0.0
+        (begin, before), (end, after) = self.cpu[-len(self.machine)], self.cpu[-1]
+        return max(0.0, self.machine[-1] - self.machine[0] - (after - before)) / (end - begin)
 
     def between(self, begin: float, end: float) -> float:
         """CPU seconds used between two instants, interpolated."""
@@ -254,6 +271,12 @@ def _processes() -> Iterator[_Process]:
         yield _Process(int(entry), int(stat[1]), int(stat[19]), cpu, resident * page, (resident - shared) * page, name)
 
 
+def _busy() -> float:
+    """CPU seconds the machine has spent on anything since it started."""
+    user, nice, system, _, _, irq, soft = (int(v) for v in Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def _descends(pid: int, root: int, table: dict[int, _Process], known: set[int]) -> bool:
     while pid in table:
         if pid == root:
@@ -268,7 +291,7 @@ def _descends(pid: int, root: int, table: dict[int, _Process], known: set[int]) 
 class Measured:
     """One run of one candidate. Seconds; rates follow from them. ``None`` where a candidate has no such part."""
 
-    what: Literal["facecrowd", "loop", "deface"]
+    what: Literal["facecrowd", "loop", "loops", "deface"]
     detector: str
     photos: int
     cores: int
@@ -284,6 +307,7 @@ class Measured:
     driver_mb: float
     worker_mb: float | None
     private_mb: float
+    others: float
 
     def rate(self, over: str, basis: Literal["core", "cpu"]) -> float | None:
         """Photos per second and core, or per CPU second, over ``kernels`` or ``job``."""
@@ -331,8 +355,11 @@ def measure(
         notes = Path(scratch, "notes")
         notes.mkdir()
         command = [sys.executable, "-m", "facecrowd.jobs.bench", what, json.dumps(values), str(notes)]
-        one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")} if what == "loop" else {}
+        one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+        if what == "facecrowd":
+            one = {"RAY_worker_niceness": "0"}
         begin, end, tree = _watched(command, {**os.environ, **one})
+        others = tree.others()
         result = json.loads((notes / "result.json").read_text())
         lines = [
             {**json.loads(line), "worker": int(file.stem)}
@@ -365,7 +392,19 @@ def measure(
         driver_mb=tree.resident.get("driver", 0) / 1e6,
         worker_mb=tree.resident["worker"] / 1e6 if "worker" in tree.resident else None,
         private_mb=tree.private / 1e6,
+        others=others,
     )
+
+
+def measure_loops(detector: str, source: Path, settings: dict[str, Any], cores: int) -> Measured:
+    """The loop on every core at once: the mean of the processes, each of which is one core."""
+    with ThreadPoolExecutor(cores) as pool:
+        runs = list(pool.map(lambda _: measure("loop", detector, source, settings, cores), range(cores)))
+    seconds = ("wall_s", "cpu_s", "startup_s", "kernels_s", "kernels_cpu_s", "job_s", "job_cpu_s")
+    means: dict[str, Any] = {name: statistics.fmean(getattr(run, name) for run in runs) for name in seconds}
+    own = statistics.fmean(run.cpu_s / run.wall_s for run in runs)
+    others = max(0.0, statistics.fmean(run.others for run in runs) - own * (cores - 1))
+    return replace(runs[0], what="loops", others=others, **means)
 
 
 def measure_deface(command: str, source: Path, cores: int) -> Measured:
@@ -382,6 +421,7 @@ def measure_deface(command: str, source: Path, cores: int) -> Measured:
             if made != len(chosen):
                 raise UnfinishedError(f"deface: wrote {made} of {len(chosen)} photos")
             runs.append((end - begin, tree.cpu[-1][1], tree))
+            others = tree.others()
     (one_wall, one_cpu, _), (wall, cpu, tree) = runs
     share = len(files) / max(1, len(files) - 1)
     return Measured(
@@ -401,6 +441,7 @@ def measure_deface(command: str, source: Path, cores: int) -> Measured:
         driver_mb=tree.resident.get("driver", 0) / 1e6,
         worker_mb=None,
         private_mb=tree.private / 1e6,
+        others=others,
     )
 
 
@@ -437,6 +478,7 @@ def _watched(command: list[str], environment: dict[str, str]) -> tuple[float, fl
             said.seek(0)
             last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
             raise UnfinishedError(f"{' '.join(command[:4])[:120]}: exit code {process.returncode}: {last}")
+    tree.machine.append(_busy())
     tree.cpu.append((end, max(tree.cpu[-1][1], usage.ru_utime + usage.ru_stime)))
     return begin, end, tree
 
@@ -528,9 +570,12 @@ def bench_pipeline(
     runs: list[Measured] = []
     for number in range(repeat):
         for detector in detectors:
-            for what in ("facecrowd", "loop"):
-                progress.say(f"bench {number + 1}/{repeat}: {what}, {detector}")
-                runs.append(measure(what, detector, source, settings, cores))
+            progress.say(f"bench {number + 1}/{repeat}: facecrowd, {detector}")
+            runs.append(measure("facecrowd", detector, source, settings, cores))
+            progress.say(f"bench {number + 1}/{repeat}: loop, {detector}")
+            runs.append(measure("loop", detector, source, settings, cores))
+            progress.say(f"bench {number + 1}/{repeat}: {cores} loops, {detector}")
+            runs.append(measure_loops(detector, source, settings, cores))
         if command:
             progress.say(f"bench {number + 1}/{repeat}: deface")
             runs.append(measure_deface(command, source, cores))
@@ -583,7 +628,7 @@ def _median(group: Sequence[Measured]) -> dict[str, Any]:
         out[f"{over}_photos_per_s"] = middle([r * g.cores if (r := g.rate(over, "core")) else None for g in group])
         out[f"{over}_photos_per_core_s"] = middle([g.rate(over, "core") for g in group])
         out[f"{over}_photos_per_cpu_s"] = middle([g.rate(over, "cpu") for g in group])
-    for name in ("startup_s", "wall_s", "cpu_s", "driver_mb", "worker_mb", "private_mb"):
+    for name in ("startup_s", "wall_s", "cpu_s", "driver_mb", "worker_mb", "private_mb", "others"):
         out[name] = middle([getattr(g, name) for g in group])
     return _rounded(out)
 
@@ -621,18 +666,20 @@ def show(figures: dict[str, Any]) -> None:
     table = Table(box=shape)
     for name in ("candidate", "detector", "photos/s", "per core", "per CPU s", "whole job/s", "per core", "per CPU s"):
         table.add_column(name, justify="left" if name in ("candidate", "detector") else "right")
-    for name in ("start-up s", "driver MB", "worker MB", "all MB"):
+    for name in ("start-up s", "driver MB", "worker MB", "all MB", "others"):
         table.add_column(name, justify="right")
     for row in figures["medians"]:
         rates = [row[f"{over}_photos_per_{per}"] for over in ("kernels", "job") for per in ("s", "core_s", "cpu_s")]
-        rest = [row["startup_s"], row["driver_mb"], row["worker_mb"], row["private_mb"]]
+        rest = [row["startup_s"], row["driver_mb"], row["worker_mb"], row["private_mb"], row["others"]]
         table.add_row(
             row["what"],
             row["detector"],
             *("–" if v is None else f"{v:.1f}" for v in rates),
-            *("–" if v is None else f"{v:.{digits}f}" for v, digits in zip(rest, (1, 0, 0, 0), strict=True)),
+            *("–" if v is None else f"{v:.{digits}f}" for v, digits in zip(rest, (1, 0, 0, 0, 1), strict=True)),
         )
     console.print(table)
+    if max(row["others"] for row in figures["medians"]) > 0.1:
+        console.print("others: cores that other processes kept busy; compare by CPU seconds, or wait until it is quiet")
     for ratio in figures["ratios"]:
         console.print(
             f"facecrowd ({ratio['detector']}) / {ratio['text']}: {ratio['core']:.2f} per core, {ratio['cpu']:.2f} per "
