@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from facecrowd.privacy.anonymity import Unit, effective_k, k_anonymity
+from facecrowd.privacy.attributes import ANY
 from facecrowd.privacy.classes import Histogram, histogram
 from facecrowd.privacy.errors import ColumnError, TooFewSubjectsError
 from facecrowd.privacy.measure import Measure, figure, largest, smallest
@@ -51,13 +52,14 @@ class WorstClass:
 
     def __str__(self) -> str:
         """What it shows, shortened to a line, and its size: binary attributes by name, the absent ones counted."""
-        named = [
-            name if value is True else f"{name} = {value}" for name, value in self.shows.items() if value is not False
-        ]
-        absent = sum(value is False for value in self.shows.values())
+        words = {name: str(value) for name, value in self.shows.items()}  # plans label their values, as text
+        named = [name if value == "True" else f"{name} = {value}" for name, value in words.items()]
+        named = [label for label, value in zip(named, words.values(), strict=True) if value not in ("False", ANY)]
+        absent, any_value = (list(words.values()).count(value) for value in ("False", ANY))
         parts = named[:SHOWN]
         parts += [f"{len(named) - SHOWN} more"] if len(named) > SHOWN else []
         parts += [f"not the other {absent}" if named else f"none of {absent} attributes"] if absent else []
+        parts += [f"{any_value} left open"] if any_value else []
         return f"{', '.join(parts)} ({self.size})"
 
     @property

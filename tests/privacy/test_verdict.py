@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -6,7 +8,7 @@ from facecrowd.privacy.classes import histogram
 from facecrowd.privacy.closeness import t_closeness
 from facecrowd.privacy.diversity import entropy_l
 from facecrowd.privacy.errors import ColumnError, PolicyError, TooFewSubjectsError
-from facecrowd.privacy.verdict import Closeness, Diversity, Policy, judge, table_histogram
+from facecrowd.privacy.verdict import Closeness, Diversity, Policy, WorstClass, judge, table_histogram
 
 TABLE = pa.table(
     {
@@ -121,6 +123,35 @@ def test_a_policy_that_does_not_fit_the_table_is_refused():
         table_histogram(TABLE, Policy("person", ("Bald",)))
     with pytest.raises(TooFewSubjectsError, match="k = 9 is asked of a table with 5 subjects"):
         verdict(k=9)
+
+
+def test_a_verdict_reads_as_a_line_per_requirement():
+    lines = verdict(k=3, l=Diversity("distinct", 1), epsilon=1.0).lines()
+    assert lines[0] == "no: 2 of 4 requirements not met"
+    assert lines[1].startswith(
+        "  k: asked 3, found 2: NOT MET; worst class: none of 1 attributes (2 subjects, 4 rows); "
+    )
+    assert lines[2] == "  l (distinct) of Attractive: asked 1, found 1: met; worst class: Male (3 subjects, 3 rows)"
+    assert verdict(k=2).lines()[0] == "yes: 1 requirement met"
+    assert verdict().lines() == ["the policy asks for nothing"]
+
+
+def test_a_class_of_many_attributes_is_a_short_line():
+    shows = {f"a{i}": i % 2 == 0 for i in range(30)} | {"Age": "[20, 30]", "Hat": "*"}
+    assert str(WorstClass(0, shows, 1, 2)) == (
+        "a0, a2, a4, a6, a8, a10, a12, a14, 8 more, not the other 15, 1 left open (1 subject, 2 rows)"
+    )
+    labelled = {name: str(value) for name, value in shows.items()}
+    assert str(WorstClass(0, labelled, 1, 2)) == str(WorstClass(0, shows, 1, 2))
+
+
+def test_a_verdict_is_plain_values_and_infinity_is_none():
+    plain = json.loads(json.dumps(verdict(k=3, epsilon=1.0).as_dict(), allow_nan=False))
+    assert [(r["name"], r["found"], r["met"]) for r in plain["requirements"]] == [
+        ("k", 2, False),
+        ("epsilon", None, False),
+    ]
+    assert plain["requirements"][0]["worst_class"] == {"index": 0, "shows": {"Male": False}, "subjects": 2, "rows": 4}
 
 
 def test_the_verdict_on_the_real_table_is_the_measures_worst(celeba):
