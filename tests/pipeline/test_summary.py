@@ -1,0 +1,77 @@
+"""Claims of pipeline/summary.py: the words say what the figures say, and never more."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+
+from facecrowd.pipeline.release import Outcome
+from facecrowd.pipeline.summary import attack_line, conclusion, leak_lines, licences, readme, verdict_lines
+
+
+@pytest.fixture
+def audit(released: Outcome) -> dict[str, Any]:
+    return copy.deepcopy(released.audit)
+
+
+def test_every_requirement_and_every_attack_has_its_line(audit: dict[str, Any]) -> None:
+    lines = verdict_lines(audit)
+    for r in audit["requirements"]:
+        assert any(line.startswith(f"{r['name']}: asked ") for line in lines)
+    for attack in audit["reidentification"]:
+        assert attack_line(attack) in lines
+        assert f"{attack['rank1_per_subject']:.1%} of subjects" in attack_line(attack)
+        assert attack["recogniser"] in attack_line(attack)
+    assert lines[-1] == conclusion(audit)
+
+
+def test_what_is_not_met_is_never_called_as_asked(audit: dict[str, Any]) -> None:
+    audit["met"] = False
+    audit["requirements"][0]["met"] = False
+    text = "\n".join(verdict_lines(audit))
+    assert "NOT MET" in text
+    assert text.endswith("verdict: NOT as the policy asks")
+    assert "| no |" in readme(audit, "files")
+
+
+def test_only_a_formal_guarantee_is_called_formal(audit: dict[str, Any]) -> None:
+    assert "formal" in conclusion(audit)
+    audit["guarantee"] = {"kind": "measured", "text": "No guarantee: …"}
+    assert "formal" not in conclusion(audit)
+    assert "nothing is guaranteed" in conclusion(audit)
+
+
+def test_people_left_out_are_counted_by_reason(audit: dict[str, Any]) -> None:
+    audit["counts"]["not_released"] = {"bystander": 3, "no_face": 1}
+    assert "not released: 3 bystander, 1 no_face" in verdict_lines(audit)
+
+
+def test_an_attack_that_could_not_be_made_says_so(audit: dict[str, Any]) -> None:
+    line = attack_line({"gallery": "released", "recogniser": "R", "not_measured": "one person only"})
+    assert line == "rank-1 by R, gallery: released: not measured (one person only)"
+
+
+def test_many_leaks_are_counted_and_three_are_shown() -> None:
+    leaks = [{"kind": "metadata", "where": f"i{n}", "what": "EXIF (9 bytes)"} for n in range(5)]
+    assert leak_lines(leaks).endswith("metadata in i2: EXIF (9 bytes); and 2 more")
+    assert "more" not in leak_lines(leaks[:3])
+
+
+@pytest.mark.parametrize(
+    "form, where", [("files", ".jpg"), ("parquet", "shard-*.parquet"), ("webdataset", "shard-*.tar")]
+)
+def test_the_readme_says_where_the_images_are_and_what_holds(audit: dict[str, Any], form: str, where: str) -> None:
+    text = readme(audit, form)
+    assert where in text
+    assert audit["guarantee"]["text"] in text
+    for name in re.findall(r"- `([a-zA-Z]+\.[a-z]+)`", text):
+        assert name in {"manifest.parquet", "audit.json", "release.yaml", "metadata.json", "LICENCES.md"}
+
+
+def test_the_licences_name_every_model_its_use_and_its_terms(audit: dict[str, Any]) -> None:
+    text = licences(audit)
+    for model in audit["models"]:
+        assert f"| {model['name']} | {model['purpose']} | {model['licence']} | `{model['sha256']}` |" in text
