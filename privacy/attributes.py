@@ -122,6 +122,24 @@ class Attribute:
         found[(0, self.size - 1)] = ANY if self.size > 1 else str(self.values[0])
         return sorted(((low, high, name) for (low, high), name in found.items()), key=lambda n: (n[1] - n[0], n[0]))
 
+    def levels(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """What every value becomes at each level of generalisation, as (low, high) of shape (size,): from the value
+        itself, through the levels of the hierarchy where there is one, to the whole domain.
+        """
+        codes = np.arange(self.size)
+        found = [(codes, codes)]
+        if self.hierarchy is not None:
+            of = {labels[0]: labels for labels in self.hierarchy.levels}
+            for level in range(1, len(self.hierarchy.levels[0])):
+                label = np.array([of[str(value)][level] for value in self.values])
+                new = np.append(True, label[1:] != label[:-1])
+                first, run = np.flatnonzero(new), np.cumsum(new) - 1
+                found.append((first[run], np.append(first[1:], self.size)[run] - 1))
+        found.append((np.zeros_like(codes), np.full_like(codes, self.size - 1)))
+        return [
+            level for i, level in enumerate(found) if i == 0 or not np.array_equal(level, found[i - 1])
+        ]  # levels that change nothing are none
+
     def label(self, low: int, high: int) -> str:
         """What an interval is called in a release: its value, its node, ``*`` or ``[from, to]``."""
         for start, end, name in self.nodes():

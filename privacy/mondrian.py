@@ -49,7 +49,7 @@ from facecrowd.privacy.requirements import Requirements
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-EFFORT = 3 * 10**8
+EFFORT = 10**8
 """Pairs of a cell and a class that moves may weigh, in all: about a second on one core for binary attributes."""
 
 CYCLES = 2
@@ -57,6 +57,9 @@ CYCLES = 2
 
 ROUNDS = 24
 """Rounds of moves in a cycle, at most."""
+
+NEIGHBOURS = 128
+"""Classes that a cell weighs in a round, at least: fewer cost as much time and find less."""
 
 THRESHOLDS = 16
 """Thresholds of an ordered attribute tried in a node: all where it has so few values, else quantiles of the node."""
@@ -276,6 +279,7 @@ class _Shown:
         # the root is no cut, and of two values one cut is enough
         self.nodes = np.array([n for n in nodes if n != (0, attribute.size - 1)] or [(0, 0)], dtype=np.int64)
         self.tall = attribute.hierarchy is not None
+        self.levels = attribute.levels()
 
     def cover(self, low: NDArray[Any], high: NDArray[Any]) -> tuple[Ints, Ints]:
         """The smallest interval that may be released and holds [low, high]."""
@@ -286,26 +290,11 @@ class _Shown:
         if not self.tall:
             single = low == high
             return np.where(single, low, start), np.where(single, high, end)
-        for level_low, level_high in self._levels:  # wide ones first, so that the narrowest stays
+        for level_low, level_high in reversed(self.levels):  # wide ones first, so that the narrowest stays
             inside = level_high[low] >= high
             start = np.where(inside, level_low[low], start)
             end = np.where(inside, level_high[low], end)
         return start, end
-
-    @cached_property
-    def _levels(self) -> list[tuple[Ints, Ints]]:
-        """For each level of the tree, the span of the node above each code; the root's first."""
-        hierarchy = self.attribute.hierarchy
-        assert hierarchy is not None
-        of = {labels[0]: labels for labels in hierarchy.levels}
-        spans = []
-        for level in reversed(range(len(hierarchy.levels[0]))):
-            labels = np.array([of[str(value)][level] for value in self.attribute.values])
-            edge = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
-            last = np.append(edge[1:], len(labels)) - 1
-            run = np.cumsum(np.append(True, labels[1:] != labels[:-1])) - 1
-            spans.append((edge[run], last[run]))
-        return spans
 
     def loss(self, low: NDArray[Any], high: NDArray[Any]) -> Floats:
         """NCP of what is shown of spans; of an empty span (low > high) 0."""
@@ -592,6 +581,7 @@ def _moved(table: _Table, class_of: Ints, effort: int, spare: int) -> tuple[Ints
     spans = _Spans(table, class_of)
     barred = np.zeros(len(class_of), dtype=bool)
     width, k = len(table.attributes), max(table.policy.k or 1, 1)
+    left = effort
     for turn in range(ROUNDS):
         parting, size = _parting(table, class_of, spans.classes)
         cell = np.flatnonzero((class_of >= 0) & ~barred)
@@ -602,7 +592,11 @@ def _moved(table: _Table, class_of: Ints, effort: int, spare: int) -> tuple[Ints
         if not able.any():
             break
         cell, home, rows, saved = cell[able], home[able], rows[able], saved[able]
-        target, cost = _cheapest(table, spans, cell, home, effort // ROUNDS, turn)
+        looked = min(max(effort // ROUNDS // len(cell), NEIGHBOURS), spans.classes)
+        left -= looked * len(cell)
+        if left < 0:
+            break
+        target, cost = _cheapest(table, spans, cell, home, looked, turn)
         if spare:
             out = (width * rows < cost) & (spans.cells[home] > 1)
             target, cost = np.where(out, SUPPRESSED, target), np.where(out, width * rows, cost)
@@ -630,14 +624,13 @@ def _arrivals(home: Ints, target: Ints, classes: int) -> Ints:
     return np.bincount(target[target >= 0], minlength=classes) - np.bincount(home, minlength=classes)
 
 
-def _cheapest(table: _Table, spans: _Spans, cell: Ints, home: Ints, budget: int, turn: int) -> tuple[Ints, Floats]:
-    """For each cell the class where it costs least, and the cost: of all classes, or of as many as the budget allows.
+def _cheapest(table: _Table, spans: _Spans, cell: Ints, home: Ints, block: int, turn: int) -> tuple[Ints, Floats]:
+    """For each cell the class where it costs least, and the cost: of all classes, or of a block of them.
 
-    Then classes are taken in blocks: of neighbours in the tree, who share most cuts, and in other turns of neighbours
+    Blocks are of neighbours in the tree, who share most cuts, and in other turns of neighbours
     by what they show, read from another attribute each time.
     """
     target, cost = np.zeros(len(cell), dtype=np.int64), np.full(len(cell), np.inf)
-    block = min(max(8, budget // len(cell)), spans.classes)
     order, place = np.arange(spans.classes), home
     if block < spans.classes and turn % 3:
         start = np.uint64((7 * turn) % max(len(table.binary), 1))
@@ -654,7 +647,9 @@ def _cheapest(table: _Table, spans: _Spans, cell: Ints, home: Ints, budget: int,
             continue
         crowd = spans.rows[near].astype(np.float32)
         present = np.where(crowd > 0, spans.loss[near].astype(np.float32) * crowd, -np.inf).astype(np.float32)
-        for some in np.array_split(part, -(-len(part) * len(near) // (BLOCK // 8))):
+        step = max(1, BLOCK // 8 // len(near))
+        for begin in range(0, len(part), step):
+            some = part[begin : begin + step]
             price = spans.joined(cell[some, None], near[None, :])
             price *= crowd + table.rows[cell[some], None].astype(np.float32)
             price -= present
