@@ -86,7 +86,9 @@ def test_with_the_workspace_the_figures_are_measured_again_and_agree(
     assert json.loads((tmp_path / "audit.json").read_text()) == released.audit
 
 
-@pytest.mark.parametrize("changes", [{"output": "photo"}, {"method.name": "blur", "policy.k": None}])
+@pytest.mark.parametrize(
+    "changes", [{"output": "photo"}, {"method.name": "blur", "policy.k": None}, {"method.surrogates_per_subject": 3}]
+)
 def test_every_kind_of_release_can_be_measured_again(
     tmp_path: Path,
     settings: Callable[..., Any],

@@ -1,0 +1,105 @@
+"""Claims of pipeline/audit.py: figures are of released faces, say what they are, and lead back to nobody."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from facecrowd.pipeline import audit as audits
+from facecrowd.pipeline.audit import Released
+from facecrowd.pipeline.release import Outcome
+from facecrowd.stages.runkey import RunKey
+
+Settings = Callable[..., Any]
+Make = Callable[..., Outcome]
+
+
+def private(outcome: Outcome, table: str) -> list[dict[str, Any]]:
+    (folder,) = (Path(outcome.workspace.root) / "tables" / table).iterdir()
+    return [row for file in sorted(folder.glob("part-*")) for row in pq.read_table(file).to_pylist()]
+
+
+def test_an_attack_on_originals_counts_what_the_nearest_original_gives_away(
+    tmp_path: Path, settings: Settings, make_release: Make
+) -> None:
+    """Rank-1 per subject and per face against an independent reckoning with NumPy, on weakly blurred faces."""
+    outcome = make_release(
+        settings(tmp_path / "release", **{"method.name": "blur", "method.sigma": 2, "policy.k": None})
+    )
+    plan, rendered = private(outcome, "plan"), private(outcome, "rendered")
+    gallery = np.array([row["embedding"] for row in private(outcome, "faces")])
+    probes = np.array([row["embedding"] for row in rendered])
+    subject = np.array([row["subject_id"] for row in plan])
+    for name, likeness in (("originals", probes @ gallery.T), ("other originals", probes @ gallery.T)):
+        if name == "other originals":
+            np.fill_diagonal(likeness, -2)
+        right = subject[likeness.argmax(axis=1)] == subject
+        by_person = defaultdict(list)
+        for person, hit in zip(subject, right, strict=True):
+            by_person[person].append(hit)
+        (attack,) = (a for a in outcome.audit["reidentification"] if a["gallery"] == name)
+        assert attack["rank1_per_face"] == pytest.approx(right.mean(), abs=1e-6)
+        assert attack["rank1_per_subject"] == pytest.approx(np.mean([np.mean(v) for v in by_person.values()]), abs=1e-6)
+        assert attack["low"] <= attack["rank1_per_subject"] <= attack["high"]
+        assert (attack["probes"], attack["subjects"], attack["gallery_subjects"]) == (12, 6, 6)
+    # Two pixels of blur hide nobody: the attack works at all.
+    assert outcome.audit["reidentification"][0]["rank1_per_face"] > 0.9
+
+
+def test_the_attacks_name_gallery_and_recogniser(released: Outcome) -> None:
+    attacks = released.audit["reidentification"]
+    assert [a["gallery"] for a in attacks] == ["originals", "other originals", "released"]
+    assert {a["recogniser"] for a in attacks} == {"arcface-mobilefacenet"}
+    assert all(a["chance"] == pytest.approx(1 / 6, abs=1e-6) for a in attacks)
+
+
+def test_class_sizes_and_effective_k_are_those_of_the_link(
+    tmp_path: Path, settings: Settings, make_release: Make, people: list[Path]
+) -> None:
+    # 1 to 4 photos per person: the largest share of a class's faces is what guessing gains.
+    for i, person in enumerate(people[:4]):
+        (tmp_path / "in" / person.name).mkdir(parents=True)
+        for picture in sorted(person.glob("*.jpg"))[: i + 1]:
+            (tmp_path / "in" / person.name / picture.name).write_bytes(picture.read_bytes())
+    source = {"input.path": str(tmp_path / "in")}
+    outcome = make_release(settings(tmp_path / "release", **source))
+    assert outcome.audit["classes"]["sizes"] == {"4": 1}
+    assert outcome.audit["classes"]["effective_k"] == pytest.approx(10 / 4, abs=1e-3)
+    equal = make_release(settings(tmp_path / "equal", **source, **{"method.surrogates_per_subject": 2}))
+    assert equal.audit["classes"]["effective_k"] == pytest.approx(4)
+    assert equal.audit["counts"]["released_images"] == 8
+    plan = {row["face_id"]: row["subject_id"] for row in private(equal, "plan")}
+    assert set(Counter(plan[link["face_id"]] for link in private(equal, "link")).values()) == {2}
+
+
+def test_nothing_in_an_audit_leads_to_a_source(released: Outcome) -> None:
+    text = json.dumps(released.audit)
+    for row in private(released, "plan"):
+        assert row["photo"] not in text
+        assert row["face_id"] not in text
+        assert f'"{row["subject_id"]}"' not in text
+
+
+def test_a_sample_takes_whole_subjects_and_follows_the_run_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = np.repeat([f"s{i}" for i in range(50)], 4)
+    assert audits._sample(subject, RunKey(bytes(32))).tolist() == list(range(200))
+    monkeypatch.setattr(audits, "PROBES", 41)
+    taken = audits._sample(subject, RunKey(bytes(32)))
+    assert len(taken) == 40
+    assert set(Counter(subject[taken]).values()) == {4}
+    assert taken.tolist() == audits._sample(subject, RunKey(bytes(32))).tolist()
+    assert taken.tolist() != audits._sample(subject, RunKey(bytes([1] * 32))).tolist()
+
+
+def test_a_face_counts_as_often_as_images_show_it() -> None:
+    released = Released(np.array([0, 2]), np.eye(2), np.array([True, False]), np.array(["a", "b"], dtype=object))
+    repeated = released.repeated(np.array([3, 9, 1]))
+    assert repeated.row.tolist() == [0, 0, 0, 2]
+    assert repeated.hashes.tolist() == ["a", "a", "a", "b"]

@@ -1,0 +1,162 @@
+"""Claims of pipeline/plan.py: classes are made of subjects, every row has its fate, and a plan reads back as it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from facecrowd.pipeline import plan as planning
+from facecrowd.pipeline.config import ReleaseConfig, load
+from facecrowd.pipeline.errors import PolicyError
+from facecrowd.pipeline.plan import Plan, subject_means
+from facecrowd.pipeline.schema import FACES, PHOTOS, PLAN
+from facecrowd.stages.stage import OK
+
+PART = 4
+
+
+def tables(people: dict[str, int], missing: tuple[str, ...] = ()) -> tuple[pa.Table, pa.Table]:
+    """Photos and faces of ``people`` (person → photos); the embeddings of a person lie together. Photos in ``missing``
+    have no face."""
+    draws = np.random.Generator(np.random.Philox(5))
+    photos: dict[str, list[Any]] = {"photo": [], "subject": [], "attributes": []}
+    faces: dict[str, list[Any]] = {
+        n: [] for n in ("face_id", "photo", "part", "face_index", "status", "reason", "embedding")
+    }
+    for i, (person, count) in enumerate(people.items()):
+        centre = draws.standard_normal(512)
+        for j in range(count):
+            photo = f"{person}/{j}"
+            found = photo not in missing
+            photos["photo"].append(photo)
+            photos["subject"].append(person)
+            photos["attributes"].append([("Hat", str(i % 2)), ("Smile", str(j % 2))])
+            vector = centre + 0.1 * draws.standard_normal(512)
+            row = (f"id-{photo}", photo, len(faces["photo"]) // PART, 0 if found else -1)
+            row += (OK, "", (vector / np.linalg.norm(vector)).tolist()) if found else ("no_face", "none", None)
+            for name, value in zip(faces, row, strict=True):
+                faces[name].append(value)
+
+    def typed(columns: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
+        return pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()})
+
+    return typed(photos, PHOTOS.arrow), typed(faces, FACES.arrow)
+
+
+def config(**changes: Any) -> ReleaseConfig:
+    values = {"input.path": "in.parquet", "policy.k": 3, "policy.quasi_identifiers": ["Hat", "Smile"]}
+    return load(None, {**values, **changes})
+
+
+def planned(people: dict[str, int], missing: tuple[str, ...] = (), **changes: Any) -> Plan:
+    return planning.make(config(**changes), "folder", *tables(people, missing))
+
+
+SEVEN = {"ann": 1, "bob": 5, "cat": 2, "dan": 1, "eve": 9, "fay": 2, "gus": 3}
+
+
+def test_every_class_has_k_subjects_however_many_photos_they_have() -> None:
+    plan = planned(SEVEN)
+    members = {c: set(plan.subject_id[plan.class_id == c]) for c in range(plan.classes)}
+    assert sorted(len(people) for people in members.values()) == [3, 4]
+    assert sum(len(people) for people in members.values()) == 7
+
+
+def test_all_faces_of_a_person_are_in_one_class() -> None:
+    plan = planned(SEVEN)
+    assert all(len(set(plan.class_id[plan.subject_id == person])) == 1 for person in SEVEN)
+
+
+def test_a_row_without_a_face_stays_with_its_reason_and_without_a_class() -> None:
+    plan = planned(SEVEN, missing=("bob/2", "ann/0"))
+    assert len(plan.status) == sum(SEVEN.values())
+    (row,) = np.flatnonzero(plan.photo == "bob/2")
+    assert (plan.status[row], plan.subjects.reason[row], plan.subject_id[row], plan.class_id[row]) == (
+        "no_face",
+        "none",
+        "",
+        -1,
+    )
+    assert plan.subjects.count == 6
+    assert row not in plan.kept
+
+
+def test_too_few_people_are_refused() -> None:
+    with pytest.raises(PolicyError, match="k = 3 cannot be reached: 2 people have a usable face"):
+        planned({"ann": 40, "bob": 40})
+    with pytest.raises(PolicyError, match="no usable face in the input"):
+        planned({"ann": 1}, missing=("ann/0",))
+
+
+def test_one_vector_per_class_is_released_and_it_is_what_most_of_its_subjects_have() -> None:
+    plan = planned(SEVEN)
+    for c in range(plan.classes):
+        rows = np.flatnonzero(plan.class_id == c)
+        (shown,) = set(plan.released["Hat"][rows])
+        own = {plan.subject_id[r]: plan.originals["Hat"][r] for r in rows}
+        votes = Counter(own.values())
+        assert votes[shown] == max(votes.values())
+
+
+def test_a_baseline_releases_a_subjects_majority_and_its_classes_are_what_that_makes_them() -> None:
+    plan = planned(SEVEN, **{"method.name": "blur", "policy.k": None})
+    for person in SEVEN:
+        rows = np.flatnonzero(plan.subject_id == person)
+        assert len({(plan.released["Hat"][r], plan.released["Smile"][r]) for r in rows}) == 1
+    vectors = {(plan.released["Hat"][r], plan.released["Smile"][r], plan.class_id[r]) for r in plan.kept}
+    assert len(vectors) == plan.classes == len({v[:2] for v in vectors})
+    assert plan.released["Smile"][plan.subject_id == "bob"][0] == "0"
+
+
+def test_a_baseline_without_released_attributes_has_no_classes() -> None:
+    plan = planned(SEVEN, **{"method.name": "blur", "policy.quasi_identifiers": []})
+    assert plan.classes == 0
+    assert len(plan.kept) == sum(SEVEN.values())
+
+
+def test_members_are_whole_classes_and_every_face_once() -> None:
+    plan = planned({f"p{i:02d}": 1 + i % 3 for i in range(20)})
+    parts = [plan.members_columns(part, 2) for part in range(-(-plan.classes // 2))]
+    assert [set(p["class_id"]) for p in parts] == [
+        {c for c in (2 * i, 2 * i + 1) if c < plan.classes} for i in range(len(parts))
+    ]
+    where = [(int(a), int(b)) for p in parts for a, b in zip(p["part"], p["row"], strict=True)]
+    assert sorted(where) == sorted((int(plan.part[r]), int(plan.row[r])) for r in plan.kept)
+
+
+def test_a_plan_reads_back_as_it_was_written() -> None:
+    plan = planned(SEVEN, missing=("bob/2",))
+    parts = [plan.part_columns(part) for part in range(int(plan.part.max()) + 1)]
+    columns = {name: [v for p in parts for v in p[name]] for name in parts[0]}
+    for name in ("originals", "released"):
+        columns[name] = [sorted(cell.items()) for cell in columns[name]]
+    table = pa.table({name: pa.array(values, PLAN.arrow.field(name).type) for name, values in columns.items()})
+    again = planning.load(config(), table, tables(SEVEN, ("bob/2",))[1], "folder", None)
+    for name in ("face_id", "photo", "part", "row", "class_id", "subject_id", "status", "images"):
+        assert getattr(again, name).tolist() == getattr(plan, name).tolist()
+    assert again.originals["Hat"].tolist() == plan.originals["Hat"].tolist()
+    assert again.released["Smile"].tolist() == plan.released["Smile"].tolist()
+    assert np.array_equal(again.embedding, plan.embedding)
+
+
+@pytest.mark.parametrize("images", [1, 3, 7])
+def test_surrogates_per_subject_gives_everybody_as_many(images: int) -> None:
+    plan = planned(SEVEN, missing=("bob/2",), **{"method.surrogates_per_subject": images})
+    for person in SEVEN:
+        dealt = plan.images[plan.subject_id == person]
+        assert dealt.sum() == images
+        assert dealt.max() - dealt.min() <= 1
+    assert plan.images[plan.subject_id == ""].sum() == 0
+
+
+def test_a_subjects_mean_weighs_every_photo_and_has_length_one() -> None:
+    vectors = np.random.Generator(np.random.Philox(2)).standard_normal((6, 4)).astype(np.float32)
+    person = np.array([1, 0, 1, 2, 1, 0])
+    means = subject_means(vectors, person, 3)
+    for i in range(3):
+        mean = vectors[person == i].mean(axis=0)
+        assert means[i] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
