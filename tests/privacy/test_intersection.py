@@ -91,6 +91,14 @@ def test_classes_of_ten_can_leave_a_person_alone():
     assert intersection(partial_histogram(subject, class_ids=np.repeat([0, 1], 10)), most=1).smallest.shape == (1, 19)
 
 
+def test_each_photo_more_leaves_one_candidate_less():
+    """Four classes of four people, each without another one of the five."""
+    rows = [(s, c) for c in range(4) for s in range(5) if s != c + 1]
+    found = intersection(counted(rows))
+    assert found.smallest[:, 0].tolist() == [4, 3, 2, 1]
+    assert found.all[0] == 1
+
+
 def test_one_vector_per_person_leaves_the_whole_class():
     subject = np.repeat(np.arange(20), 3)
     found = intersection(partial_histogram(subject, quasi_identifiers={"a": subject % 4}))

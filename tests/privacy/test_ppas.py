@@ -111,6 +111,7 @@ def test_as_printed_a_swap_can_raise_the_distance():
     verified = ppas_verified(table, asked(0.015))
     assert verified.verdict.met
     assert verified.choices[0].after <= 0.015 + 1e-9
+    assert verified.flipped == ()
 
 
 @given(

@@ -216,10 +216,19 @@ def test_new_values_and_hierarchies_keep_the_meaning_of_codes():
     found = extend(earlier, some([*first, (4, "blond", 1), (5, "blond", 1)]), policy)
     shown = found.plan.labels(found.cells.attributes).to_pylist()
     assert {"hair": "blond", "age": "1"} in shown
-    before = earlier.plan.labels(old.attributes).to_pylist()
-    for row in before:  # an interval that was everything stays everything
-        assert row in shown or row["age"] == "*"
+    for row in earlier.plan.labels(old.attributes).to_pylist():
+        assert row in shown
     assert found.updates.holds
+
+
+def test_a_star_stays_a_star_when_the_domain_grows():
+    policy = Policy("subject", ("age",), k=4)
+    old = cells(np.arange(4), {"age": [3, 3, 5, 7]})
+    earlier = Published(old, mondrian(old, policy))
+    assert earlier.plan.labels(old.attributes).to_pylist() == [{"age": "*"}]
+    found = extend(earlier, cells(np.arange(8), {"age": [3, 3, 5, 7, 1, 1, 1, 9]}), policy)
+    assert {"age": "*"} in found.plan.labels(found.cells.attributes).to_pylist()
+    assert {"age": "[3, 7]"} not in found.plan.labels(found.cells.attributes).to_pylist()
 
 
 def test_bad_input_gets_one_clear_sentence():
