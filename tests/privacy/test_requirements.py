@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facecrowd.privacy.classes import histogram
@@ -31,6 +31,7 @@ def people(values, seed):
     return histogram(person, class_ids=random.integers(0, 6, 60), sensitive=sensitive)
 
 
+@settings(max_examples=40)
 @given(
     st.tuples(st.integers(2, 4), st.integers(2, 3)),
     st.integers(0, 500),
