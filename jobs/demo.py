@@ -45,8 +45,8 @@ def settings(output: Path, method: str = "k-same") -> configs.ReleaseConfig:
             "policy.k": 5,
             "policy.quasi_identifiers": ["long_face", "component_1", "component_2"],
             "policy.sensitive": ["wide_smile"],
-            "policy.l": {"kind": "entropy", "value": 1.3},
-            "policy.t": {"value": 0.45},
+            "policy.l": {"kind": "entropy", "value": 1.5},
+            "policy.t": {"value": 0.2},
         }
     return configs.load(None, values)
 
