@@ -88,8 +88,11 @@ def audit(
     formal = config.method.name == "k-same" and config.output == "crop" and plan.subjects.source != "clusters"
     rows = released.row
     people = np.unique(plan.subject_id[rows].astype(str))
-    table = _histogram(config, plan, rows)
-    requirements = _requirements(config, table, 1 - len(people) / max(counts.named, 1), formal)
+    # k, l and t are of the people who are released, with the values of all their photos; what an adversary gains from
+    # photo counts is of the images that are, which may be more or fewer of each.
+    table = _histogram(config, plan, plan.kept[np.isin(plan.subject_id[plan.kept].astype(str), people)])
+    shown = _histogram(config, plan, rows)
+    requirements = _requirements(config, table, shown, 1 - len(people) / max(counts.named, 1), formal)
     return {
         "schema": SCHEMA,
         "method": config.method.name,
@@ -113,7 +116,7 @@ def audit(
             "distinct_faces": len(set(released.hashes.tolist())),
             "not_released": dict(sorted(Counter(plan.status[plan.subject_id == ""].tolist()).items())),
         },
-        "classes": _classes(table),
+        "classes": _classes(shown),
         "identity": _label(config, plan, rows),
         "reidentification": _attacks(plan, released, key, models),
         "detection_rate": round(float(released.detected.mean()), 6) if len(rows) else None,
@@ -133,7 +136,7 @@ def _guarantee(config: ReleaseConfig, plan: Plan, formal: bool) -> str:
 
 
 def _histogram(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram | None:
-    """The classes of the release with the originals' sensitive values; None where nothing forms classes."""
+    """Rows of the plan in their classes with the originals' sensitive values; None where nothing forms classes."""
     if plan.classes == 0:
         return None
     sensitive = {name: plan.originals[name][rows].tolist() for name in config.policy.sensitive}
@@ -145,11 +148,11 @@ def _histogram(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram
 
 
 def _requirements(
-    config: ReleaseConfig, table: Histogram | None, suppressed: float, formal: bool
+    config: ReleaseConfig, table: Histogram | None, shown: Histogram | None, suppressed: float, formal: bool
 ) -> list[dict[str, Any]]:
     policy = config.policy
     out: list[dict[str, Any]] = []
-    if table is None:
+    if table is None or shown is None:
         if policy.k:
             note = f"{config.method.name} forms no classes: every released face stands for one person"
             out.append({"name": "k", "asked": policy.k, "found": 1, "met": False, "kind": "formal", "note": note})
@@ -157,8 +160,10 @@ def _requirements(
         kind = "formal" if formal else "of the released attributes only"
         if config.method.name == "k-same" and not formal:
             kind = "measured"
+        tilt = f"effective k {anonymity.effective_k(shown).value:.2f} (1 / largest share of a class's released faces)"
         for r in verdicts.judge(table, asked(policy)).requirements:
-            out.append({"name": r.name, "asked": r.asked, "found": r.found, "met": r.met, "kind": kind, "note": r.note})
+            note = tilt if r.name == "k" else r.note
+            out.append({"name": r.name, "asked": r.asked, "found": r.found, "met": r.met, "kind": kind, "note": note})
     out.append(
         {
             "name": "max_suppression",

@@ -25,8 +25,6 @@ def verdict_lines(audit: Audit) -> list[str]:
         lines.append(
             f"{r['name']}: asked {_figure(r['asked'])}, found {_figure(r['found'])}: {mark} ({r['kind']}){note}"
         )
-    if audit["classes"]:
-        lines.append(f"effective k (1 / largest share of a class's faces): {_figure(audit['classes']['effective_k'])}")
     lines += _label_lines(audit)
     for attack in audit["reidentification"]:
         lines.append(attack_line(attack))
