@@ -13,7 +13,8 @@ pycanon       k, l, entropy l and t, on rows (it knows no subjects), from a pand
 anjana        suppression and generalisation to k = 10 rows, likewise
 
 Tables of less than a million rows are measured five times in one process, and the median run is shown: the first also
-loads what is loaded late. Others run in throw-away virtual environments below ``--folder`` and are stopped after ``--cap`` seconds a figure.
+loads what is loaded late. Others run in throw-away virtual environments below ``--folder`` and are stopped after
+``--cap`` seconds a figure.
 """
 
 from __future__ import annotations

@@ -367,17 +367,23 @@ class Reference:
         if self.dense is not None:
             np.add.at(self.dense, held.astype(np.int64), rows.astype(np.int32))
             return
-        words, inverse = np.unique(held, return_inverse=True)
-        self.words.append(words)
-        self.rows.append(np.bincount(inverse, rows).astype(np.int64))
+        self.words.append(held)
+        self.rows.append(rows)
+        if sum(map(len, self.words[1:])) > max(8 * PIECE_ROWS, len(self.words[0])):
+            self._unite()
+
+    def _unite(self) -> None:
+        words, inverse = np.unique(np.concatenate(self.words), return_inverse=True)
+        self.rows = [np.bincount(inverse, np.concatenate(self.rows)).astype(np.int64)]
+        self.words = [words]
 
     def cells(self) -> tuple[Words, NDArray[np.int64]]:
         """The distinct words, ascending, and their rows."""
         if self.dense is not None:
             words = np.flatnonzero(self.dense)
             return words.astype(np.uint64), self.dense[words].astype(np.int64)
-        found, inverse = np.unique(np.concatenate(self.words), return_inverse=True)
-        return found, np.bincount(inverse, np.concatenate(self.rows)).astype(np.int64)
+        self._unite()
+        return self.words[0], self.rows[0]
 
 
 def histogram_of(pieces: Iterable[ClassPiece], layout: Layout) -> Histogram:

@@ -152,6 +152,16 @@ def test_words_that_are_too_wide_are_replaced_by_ranks(rows: Any, bits: int) -> 
     )
 
 
+@pytest.mark.parametrize("piece", [1, 1000])
+def test_the_reference_is_the_same_where_it_does_not_fit_densely(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    rng = np.random.default_rng(2)
+    rows = [(str(w), True, int(b), "x", True, 0.0, "p", bool(b % 2)) for w, b in rng.integers(0, 9, (200, 2))]
+    dense = by_class(table_of(rows), 30, 50)
+    monkeypatch.setattr(counting.Reference, "DENSE", 1)
+    monkeypatch.setattr(counting, "PIECE_ROWS", piece)
+    same_histogram(by_class(table_of(rows), 30, 50), dense)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 1000])
 @pytest.mark.parametrize("flags", [1, 8, 40, 64])
 def test_bitmaps_pack_like_shifts_and_unpack_to_themselves(rows: int, flags: int) -> None:
