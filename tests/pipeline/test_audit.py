@@ -79,6 +79,31 @@ def test_class_sizes_and_effective_k_are_those_of_the_link(
     assert set(Counter(plan[link["face_id"]] for link in private(equal, "link")).values()) == {2}
 
 
+def test_t_weighs_a_persons_photos_and_not_how_many_images_stand_for_each(
+    tmp_path: Path, settings: Settings, make_release: Make, people: list[Path]
+) -> None:
+    rows = ["image_id,smile"]
+    for i, person in enumerate(people[:4]):
+        (tmp_path / "in" / person.name).mkdir(parents=True)
+        for j, picture in enumerate(sorted(person.glob("*.jpg"))[:3]):
+            (tmp_path / "in" / person.name / picture.name).write_bytes(picture.read_bytes())
+            rows.append(f"{person.name}/{picture.name},{int((i + j) % 2 == 0)}")
+    (tmp_path / "smile.csv").write_text("\n".join(rows))
+    asked = {
+        "input.path": str(tmp_path / "in"),
+        "input.attributes": str(tmp_path / "smile.csv"),
+        "policy.k": 2,
+        "policy.sensitive": ["smile"],
+        "policy.t": {"value": 0.5},
+    }
+    outcomes = [
+        make_release(settings(tmp_path / f"release-{images}", **asked, **{"method.surrogates_per_subject": images}))
+        for images in (None, 1)
+    ]
+    found = [[r["found"] for r in outcome.audit["requirements"] if r["name"].startswith("t ")] for outcome in outcomes]
+    assert found[0] == found[1]
+
+
 def test_nothing_in_an_audit_leads_to_a_source(released: Outcome) -> None:
     text = json.dumps(released.audit)
     for row in private(released, "plan"):
