@@ -21,7 +21,9 @@ import yaml
 from pyiceberg.catalog import load_catalog
 
 from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.photos import listing
 from facecrowd.pipeline.release import Outcome
+from facecrowd.pipeline.storage import Folder
 
 pytest.importorskip("moto", reason="the S3 server of the tests is moto's")
 pytest.importorskip("s3fs")
@@ -50,6 +52,11 @@ class Store:
 
     def get(self, key: str) -> bytes:
         return self.client.get_object(Bucket="private", Key=key)["Body"].read()
+
+    def use(self, patch: pytest.MonkeyPatch) -> None:
+        """Use the store from this process."""
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
+            patch.setenv(name, self.environment[name])
 
     def put(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket="private", Key=key, Body=data)
@@ -238,13 +245,21 @@ def test_what_is_wrong_with_a_store_is_a_sentence(
         assert not list(tmp_path.iterdir())
 
 
+def test_what_another_process_wrote_is_seen(bucket: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.use(monkeypatch)
+    folder = Folder("s3://private/parts")
+    bucket.put("parts/1", b"one")
+    assert (folder.names(), folder.exists("2")) == (["1"], False)
+    bucket.put("parts/2", b"two")
+    assert (folder.names(), folder.exists("2"), folder.read("2")) == (["1", "2"], True, b"two")
+    bucket.client.delete_object(Bucket="private", Key="parts/1")
+    assert [name for name, _ in folder.files()] == ["2"]
+
+
 def test_photos_that_changed_on_the_store_are_another_input(
     settings: Settings, bucket: Store, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from facecrowd.pipeline.photos import listing
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
-        monkeypatch.setenv(name, bucket.environment[name])
+    bucket.use(monkeypatch)
     config = settings("unused", **{"input.path": "s3://private/photos"})
     before = listing(config.input, config.policy)
     first = before.photos[0].photo

@@ -155,6 +155,14 @@ def test_a_surrogate_is_the_mean_of_its_subjects_means(
     assert np.abs(grey[0] - grey[2]).mean() > 2
 
 
+def test_the_crop_of_a_row_is_cut_from_the_photo_of_that_row(released: Outcome, photos: Path) -> None:
+    for face in private(released, FACES):
+        photo = pixels((photos / face["photo"]).read_bytes())
+        cut = cv2.warpAffine(photo, np.array(face["matrix"]).reshape(2, 3), (256, 256), flags=cv2.INTER_LINEAR)
+        inside = cv2.warpAffine(np.ones_like(photo), np.array(face["matrix"]).reshape(2, 3), (256, 256)) == 1
+        assert np.abs(cut.astype(float) - pixels(face["crop"]))[inside].mean() < 6
+
+
 def _images(outcome: Outcome) -> dict[str, bytes]:
     return {row["name"]: outcome.release.read(*row["file"].split("/")) for row in public(outcome)}
 
