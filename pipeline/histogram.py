@@ -7,7 +7,6 @@ that a class is never cut, and each partition is counted on some worker. What co
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -317,64 +316,60 @@ def _looked_by_ray(table: Table, progress: Progress, look: Any) -> Any:
     import ray
 
     parts = table.parts
-    given = ray.put(look)
 
-    def see(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        seen = []
-        for number in block["part"]:
-            own = replace(ray.get(given), before=parts[int(number)].start)
-            for batch in table.batches(own.columns, parts[int(number)]):
-                own.add(batch)
-            seen.append(pickle.dumps(own))
-        return {"look": seen}
+    def see(one: Any, part: Part) -> Any:
+        own = replace(one, before=part.start)
+        for batch in table.batches(own.columns, part):
+            own.add(batch)
+        return own
 
-    dataset = ray.data.from_items([{"part": i} for i in range(len(parts))], override_num_blocks=len(parts))
+    task, given = ray.remote(see), ray.put(look)
     with progress.step("survey", len(parts)) as advance:
-        for row in _worked(dataset.map_batches(see, batch_size=1), "survey"):
-            own = pickle.loads(row["look"])  # noqa: S301 - our own bytes
+        for own in _worked([task.remote(given, part) for part in parts], "survey"):
             look.merge(own)
             advance(own.rows)
     return look
 
 
 def _counted_by_ray(table: Table, layout: counting.Layout, by: By, progress: Progress) -> Iterator[Any]:
-    """The pieces, each from one partition."""
+    """The pieces, each from one partition.
+
+    Plain Ray tasks, not Ray Data: its shuffle starts actors and copies rows, and here whole arrays change hands once.
+    """
     import ray
 
     parts = table.parts
     partitions = max(2, -(-sum(part.rows for part in parts) // PARTITION_ROWS))
     low = layout.value_bits + (layout.class_bits if by == "subject" else layout.subject_bits)
+
+    def deal(how: counting.Layout, part: Part) -> list[Words]:
+        dealt: list[list[Words]] = [[] for _ in range(partitions)]
+        start = part.start
+        for batch in table.batches(how.columns, part, how.batch_rows):
+            keys = how.keys(batch, _order(by), start)
+            start += len(keys)
+            at = _partition(keys, low, partitions)
+            order = np.argsort(at, kind="stable")
+            bounds = np.searchsorted(at[order], np.arange(partitions + 1))
+            keys = keys[order]
+            for i in range(partitions):
+                dealt[i].append(keys[bounds[i] : bounds[i + 1]])
+        return [np.concatenate(one) for one in dealt]
+
+    def count(how: counting.Layout, *slices: Words) -> Any:
+        keys = counting.merged(slices)
+        return _piece(keys, layout=how, by=by) if len(keys) else None
+
     given = ray.put(layout)
-
-    def deal(block: dict[str, np.ndarray]) -> dict[str, Any]:
-        out: dict[str, list[Any]] = {"partition": [], "keys": []}
-        for number in block["part"]:
-            part = parts[int(number)]
-            start = part.start
-            for batch in table.batches(ray.get(given).columns, part, ray.get(given).batch_rows):
-                keys = ray.get(given).keys(batch, _order(by), start)
-                start += len(keys)
-                keys.sort()
-                at = _partition(keys, low, partitions)
-                order = np.argsort(at, kind="stable")
-                bounds = np.searchsorted(at[order], np.arange(partitions + 1))
-                keys = keys[order]
-                for i in range(partitions):
-                    if bounds[i] < bounds[i + 1]:
-                        out["partition"].append(i)
-                        out["keys"].append(keys[bounds[i] : bounds[i + 1]].tobytes())
-        return out
-
-    def count(group: dict[str, np.ndarray]) -> dict[str, Any]:
-        keys = counting.merged([np.frombuffer(one, dtype=np.uint64) for one in group["keys"]])
-        return {"piece": [pickle.dumps(_piece(keys, layout=ray.get(given), by=by), protocol=5)]}
-
-    dataset = ray.data.from_items([{"part": i} for i in range(len(parts))], override_num_blocks=len(parts))
-    dealt = dataset.map_batches(deal, batch_size=1).groupby("partition", num_partitions=partitions).map_groups(count)
+    dealing, counted = ray.remote(num_returns=partitions)(deal), ray.remote(count)
+    dealt = [dealing.remote(given, part) for part in parts]
+    tasks = [counted.remote(given, *(hands[i] for hands in dealt)) for i in range(partitions)]
+    del dealt
     with progress.step("count", partitions) as advance:
-        for row in _worked(dealt, "count"):
-            advance(0)
-            yield pickle.loads(row["piece"])  # noqa: S301 - our own bytes
+        for piece in _worked(tasks, "count"):
+            if piece is not None:
+                advance(0)
+                yield piece
 
 
 def _partition(keys: Words, low: int, partitions: int) -> np.ndarray:
@@ -384,9 +379,14 @@ def _partition(keys: Words, low: int, partitions: int) -> np.ndarray:
     return ((mixed >> np.uint64(33)) % np.uint64(partitions)).astype(np.int32)
 
 
-def _worked(dataset: Any, name: str) -> Iterator[dict[str, Any]]:
+def _worked(tasks: list[Any], name: str) -> Iterator[Any]:
+    """What the tasks return, whichever is done first; what was wrong with the table as it was raised."""
+    import ray
+
     try:
-        yield from dataset.iter_rows()
+        while tasks:
+            done, tasks = ray.wait(tasks, num_returns=1)
+            yield ray.get(done[0])
     except Exception as error:
         cause = ray_data.root_cause(error)
         if isinstance(cause, PrivacyError | InputError):
