@@ -78,7 +78,7 @@ def mondrian(
     release: Literal["interval", "majority"] = "interval",
     reference: Mapping[Any, float] | None = None,
     unit: Unit = "subjects",
-    effort: int = EFFORT,
+    effort: int | None = None,
 ) -> CellPlan:
     """Classes that meet a policy's k, l and t, and lose little.
 
@@ -98,8 +98,9 @@ def mondrian(
         The public distribution for t (``t_closeness``). Default: the released table's subjects.
     unit : {"subjects", "rows"}
         What k counts; ``rows`` only for comparison with tools that do.
-    effort : int
-        Pairs of cells and classes that moves may weigh; 0 leaves the cuts as they are.
+    effort : int, optional
+        Pairs of cells and classes that moves may weigh; 0 leaves the cuts as they are. Default: ``EFFORT``, or enough
+        for two rounds of each cycle in large tables.
 
     Returns
     -------
@@ -126,6 +127,7 @@ def mondrian(
             f"no plan reaches the policy, as all people in one class do not: {'; '.join(lacks)}. "
             "Ask for what is reached, or add people"
         )
+    effort = max(EFFORT, 2 * CYCLES * NEIGHBOURS * len(cells)) if effort is None else effort
     cut = _cut(table, np.zeros(len(cells), dtype=np.int64))
     spare = int((policy.max_suppression or 0.0) * table.rows.sum())
     # Boxes of cuts never coincide, so what their intervals show are these very classes. What was moved, and majorities,
