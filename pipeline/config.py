@@ -244,6 +244,10 @@ class ReleaseConfig(Section):
             object.__setattr__(self, "policy", self.policy.model_copy(update={"k": 5}))
         if self.method.surrogates_per_subject and (self.method.name != "k-same" or self.output != "crop"):
             raise ValueError("method.surrogates_per_subject is for k-same with output: crop; the others alter photos")
+        if self.release.identity == "class" and self.method.name != "k-same" and not self.policy.quasi_identifiers:
+            raise ValueError(
+                f"release.identity: class needs classes, and {self.method.name} without attributes forms none"
+            )
         if self.input.subjects == "column" and not self.input.subject_column:
             raise ValueError("input.subjects: column needs input.subject_column")
         if (self.policy.quasi_identifiers or self.policy.sensitive) and not (

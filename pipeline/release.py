@@ -92,6 +92,8 @@ def prepare(config: ReleaseConfig) -> Prepared:
     """
     if not config.release.path:
         raise ConfigError("no output: give --output RELEASE, the folder to publish into")
+    if config.detect.models and not os.path.isdir(os.path.expanduser(config.detect.models)):
+        raise ConfigError(f"detect.models {config.detect.models}: no such folder")
     try:
         found = listing(config.input, config.policy)
     except StoreError as error:

@@ -269,6 +269,8 @@ class Workspace:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise WorkspaceError(f"workspace {self.url}: another job is using it; wait for it or stop it") from None
+            for leftover in (self.folder.local / "tables").rglob("*.tmp"):  # half-written parts of a killed job
+                leftover.unlink(missing_ok=True)
             yield
 
     def parts(self, manifest: Manifest, run: str) -> Parts:

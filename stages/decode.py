@@ -8,6 +8,7 @@ profiles are ignored: the numbers are taken as sRGB.
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,9 @@ from facecrowd.stages.stage import Batch, Resources, Stage, live
 
 MAX_PIXELS = 80_000_000
 """Larger photos are refused before they are decoded: 80 megapixels are 240 MB, more than any phone takes."""
+
+RETRY_AFTER_S = (0.5, 2.0, 8.0)
+"""Waits before an object store that did not answer is asked again."""
 
 Image.init()
 FORMATS = tuple({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"} & set(Image.OPEN))
@@ -147,6 +151,10 @@ def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     return np.clip(np.nan_to_num(levels) * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
 
 
+class StoreUnavailable(OSError):
+    """An object store did not give a photo that it may well hold, however often it was asked."""
+
+
 class ReadPhotos(Stage):
     """Reads and decodes the photos of a batch.
 
@@ -176,12 +184,25 @@ class ReadPhotos(Stage):
         cv2.setNumThreads(1)
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file. Raises what the file system raises."""
+        """The bytes of one file. Raises what the file system raises; ``StoreUnavailable`` when a store does not answer.
+
+        A store that fails for a while says nothing about the photo, so it is asked again and then stops the batch: a
+        row that said ``unreadable`` would stay so when the job is resumed.
+        """
         if "://" not in path:
             with open(path, "rb") as stream:
                 return stream.read()
-        system, inner = fsspec.core.url_to_fs(path, **self.storage_options)
-        return bytes(system.cat_file(inner))
+        for wait in (*RETRY_AFTER_S, None):
+            try:
+                system, inner = fsspec.core.url_to_fs(path, **self.storage_options)
+                return bytes(system.cat_file(inner))
+            except (FileNotFoundError, PermissionError, IsADirectoryError):
+                raise
+            except Exception as error:
+                if wait is None:
+                    raise StoreUnavailable(f"{path}: {type(error).__name__}: {error}"[:300]) from error
+                time.sleep(wait)
+        raise AssertionError
 
     def __call__(self, batch: Batch) -> Batch:
         status, reason = outcomes(batch)
@@ -197,7 +218,9 @@ class ReadPhotos(Stage):
                 status[i], reason[i] = "unreadable", error.reason
             except FileNotFoundError:
                 status[i], reason[i] = "unreadable", "no such file"
-            # One photo, whatever is wrong with it or its store, never costs the batch.
+            except StoreUnavailable:
+                raise
+            # One photo, whatever is wrong with it, never costs the batch.
             except Exception as error:
                 status[i], reason[i] = "unreadable", f"{type(error).__name__}: {error}"[:300]
         return {**batch, "photo": photos, "status": status, "reason": reason}

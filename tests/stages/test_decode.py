@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from facecrowd.stages import decode as decode_module
 from facecrowd.stages.decode import ORIENTATION, ReadPhotos, Undecodable, decode, upright
 
 
@@ -208,8 +209,43 @@ def test_rows_that_are_not_ok_pass_through_unread(tmp_path):
 def test_storage_options_reach_the_file_system(monkeypatch):
     seen: list[dict] = []
     monkeypatch.setattr(
-        fsspec.core, "url_to_fs", lambda url, **options: seen.append(options) or (_ for _ in ()).throw(OSError("no"))
+        fsspec.core,
+        "url_to_fs",
+        lambda url, **options: seen.append(options) or (_ for _ in ()).throw(FileNotFoundError("no")),
     )
     out = ReadPhotos(storage_options={"key": "k"})({"path": ["s3://bucket/a.jpg"]})
     assert seen == [{"key": "k"}]
     assert out["status"][0] == "unreadable"
+
+
+def test_a_store_that_fails_for_a_while_makes_no_photo_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[bytes | Exception] = [OSError("503 slow down"), OSError("503 slow down"), _PNG]
+    monkeypatch.setattr(decode_module, "RETRY_AFTER_S", (0.0, 0.0))
+    monkeypatch.setattr(decode_module.fsspec.core, "url_to_fs", lambda url, **options: (_Store(answers), url))
+    (row,) = ReadPhotos()({"path": ["s3://bucket/a.png"]})["status"]
+    assert row == "ok"
+    assert answers == []
+
+
+def test_a_store_that_stays_away_stops_the_batch_instead_of_blaming_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[bytes | Exception] = [OSError("503 slow down")] * 3
+    monkeypatch.setattr(decode_module, "RETRY_AFTER_S", (0.0, 0.0))
+    monkeypatch.setattr(decode_module.fsspec.core, "url_to_fs", lambda url, **options: (_Store(answers), url))
+    with pytest.raises(decode_module.StoreUnavailable, match="503"):
+        ReadPhotos()({"path": ["s3://bucket/a.png"]})
+
+
+class _Store:
+    """A file system that answers what it is told, one call after the other."""
+
+    def __init__(self, answers: list[bytes | Exception]) -> None:
+        self.answers = answers
+
+    def cat_file(self, path: str) -> bytes:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+_PNG = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
