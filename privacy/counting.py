@@ -48,7 +48,7 @@ from facecrowd.privacy.packing import (
     words_of,
 )
 
-PIECE_ROWS = 500_000
+PIECE_ROWS = 100_000
 """Rows counted at once, few enough for the processor's cache; a class or subject with more is still counted whole."""
 
 BATCH_ROWS = 2**18
@@ -369,7 +369,7 @@ class Reference:
             return
         self.words.append(held)
         self.rows.append(rows)
-        if sum(map(len, self.words[1:])) > max(8 * PIECE_ROWS, len(self.words[0])):
+        if sum(map(len, self.words[1:])) > max(40 * PIECE_ROWS, len(self.words[0])):
             self._unite()
 
     def _unite(self) -> None:
