@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from facecrowd.privacy.attributes import Hierarchy
@@ -83,6 +83,7 @@ def cheapest(person, quasi, sensitive, policy):
 
 @settings(max_examples=16)
 @given(st.integers(0, 10**6), st.sampled_from(POLICIES), st.booleans())
+@example(12, POLICIES[-1], True)  # classes that fail only once others are left out
 def test_the_search_finds_what_trying_every_node_finds(seed, asked, per_subject):
     person, quasi, sensitive = table(seed)
     if per_subject:
@@ -118,6 +119,17 @@ def test_a_search_cut_short_gives_a_plan_that_holds_and_a_true_bound(seed, asked
     assert judge(released, policy, suppressed_rows=len(person) - released.total_rows).met
     if short.gap:
         assert f"within {short.gap:.4f} of the optimal loss" in short.plan.notes[-1]
+
+
+def test_people_in_several_cells_count_once():
+    # 10 people, all with a photo of each value of q, half of them with one of each value of r
+    person = np.append(np.repeat(np.arange(10), 2), np.arange(5))
+    quasi = {"q": np.append(np.tile([0, 1], 10), np.zeros(5, dtype=int)), "r": np.arange(25) >= 20}
+    found = cells(person, quasi, per_subject=False)
+    assert generalise(found, Policy("who", ("q", "r"), k=10)).levels == {"q": 0, "r": 1}
+    with pytest.raises(UnreachableError, match="k = 11 is asked and there are 10"):
+        generalise(found, Policy("who", ("q", "r"), k=11))
+    assert generalise(found, Policy("who", ("q", "r"), k=12), unit="rows").levels["r"] == 1
 
 
 def test_the_order_of_the_rows_does_not_change_the_plan():
