@@ -258,6 +258,9 @@ def audit(
     table: Annotated[str | None, TableFile] = None,
     policy: PolicyFile = None,
     plan: Annotated[str | None, typer.Option(help="Audit the table as this folder of 'plan' releases it.")] = None,
+    earlier: Annotated[
+        list[str] | None, typer.Option(help="With --plan: folder of an earlier plan; the two must not undo each other.")
+    ] = None,
     curve: Curve = False,
     output: Annotated[str | None, typer.Option(help="Folder for classes.parquet and verdict.json.")] = None,
     address: Address = None,
@@ -271,7 +274,14 @@ def audit(
     if release is not None:
         from facecrowd.jobs.audit import audit_release
 
-        about_tables = {"policy": policy, "plan": plan, "output": output, "address": address, **overrides}
+        about_tables = {
+            "policy": policy,
+            "plan": plan,
+            "earlier": earlier,
+            "output": output,
+            "address": address,
+            **overrides,
+        }
         given = [name for name, value in about_tables.items() if value is not None] + ["curve"] * curve
         if given:
             raise configs.ConfigError(f"--{given[0].replace('_', '-')} is about a --table, and a RELEASE was given")
@@ -284,7 +294,15 @@ def audit(
         settings = configs.load_policy(policy, overrides)
         base = policy.parent if policy is not None else Path()
         report, lines = audit_table(
-            str(table), settings, Progress(quiet), base=base, plan=plan, curve=curve, output=output, address=address
+            str(table),
+            settings,
+            Progress(quiet),
+            base=base,
+            plan=plan,
+            earlier=earlier or [],
+            curve=curve,
+            output=output,
+            address=address,
         )
     for line in lines:
         print(line)
@@ -301,6 +319,10 @@ def plan(
     policy: PolicyFile = None,
     method: Annotated[str, typer.Option(help="mondrian, suppress, ppas or ppas-verified.")] = "mondrian",
     output: Annotated[str, typer.Option(help="Folder for plan.parquet, classes.parquet and verdict.json.")],
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of an earlier plan whose release must not be undone; repeat it, the last one last."),
+    ] = None,
     curve: Curve = False,
     workspace: Annotated[
         str | None, typer.Option(help="Private folder of the run key, for what is drawn [default: OUTPUT.workspace].")
@@ -322,6 +344,7 @@ def plan(
         output,
         Progress(quiet),
         base=base,
+        earlier=earlier or [],
         curve=curve,
         workspace=workspace,
         address=address,

@@ -5,7 +5,8 @@ What a plan folder holds:
 plan.parquet     one row per subject (per row of the table with ``per_subject: false``): the subject, its class, what is
                  released of each quasi-identifier, and whether and why it is suppressed; sorted by subject (in the
                  order of the table)
-classes.parquet  one row per class: what it shows, its rows, subjects and largest share of one subject
+classes.parquet  one row per class: what it shows, its rows, subjects and largest share of one subject (and in its
+                 metadata what a later plan needs to go on from it)
 verdict.json     the verdict and every other figure that is printed
 
 An audit measures the rows as they are, or as a plan releases them: quasi-identifiers from the plan's released values,
@@ -17,7 +18,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from facecrowd.jobs.earlier import figures, intervals, published
+from facecrowd.jobs.earlier import lines as earlier_lines
 from facecrowd.pipeline import histogram, ray_data
 from facecrowd.pipeline.config import EVERY, TablePolicy
 from facecrowd.pipeline.errors import ConfigError, InputError
@@ -41,6 +44,7 @@ from facecrowd.privacy import policy as policies
 from facecrowd.privacy.attributes import Hierarchy
 from facecrowd.privacy.cells import SUPPRESSED, CellPlan, Cells
 from facecrowd.privacy.classes import Histogram, equivalence_classes, regrouped
+from facecrowd.privacy.updates import Published, check_updates, extend
 from facecrowd.privacy.verdict import Requirement
 
 METHODS = ("mondrian", "suppress", "ppas", "ppas-verified")
@@ -82,19 +86,24 @@ def audit_table(
     *,
     base: Path = Path(),
     plan: str | None = None,
+    earlier: Sequence[str] = (),
     curve: bool = False,
     output: str | None = None,
     address: str | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure a table, or a plan of it, against a policy. Returns the report and its lines for a person.
 
-    base : where the files that the policy names lie; curve : also what stricter policies cost, by the mondrian planner;
+    base : where the files that the policy names lie; earlier : plan folders of earlier releases, which together with
+    ``plan`` must leave everybody a crowd of k; curve : also what stricter policies cost, by the mondrian planner;
     output : folder for classes.parquet and verdict.json; address : Ray cluster to count on, None for this process
 
     Raises ConfigError, InputError, or an error of ``privacy/``.
     """
+    if earlier and plan is None:
+        raise ConfigError("--earlier needs --plan: what is held against earlier releases is a plan")
     table = Table(path, subject=policy.subject)
     asked = ask(table, policy, base)
+    kept = _kept([*earlier, plan] if earlier and plan else [], table, asked)
     with _session(address) as ray:
         layout = histogram.layout_of(table, asked.roles, progress, ray)
         overlay, shown, note = (None, None, {}) if plan is None else _laid(plan, asked, table)
@@ -114,6 +123,10 @@ def audit_table(
         left_out = table.rows - released.total_rows
         requirements += _suppression(asked.limits, left_out, table.rows)
         requirements += _one_vector(policy, released)
+        over_time = None
+        if kept:
+            over_time = figures(check_updates(kept[:-1], kept[-1], asked.limits.k or 1))
+            requirements.append(_over_time(over_time))
         found = replace(found, verdict=replace(found.verdict, requirements=tuple(requirements)))
         if curve:
             cells = _cells(table, layout, asked, progress, ray)
@@ -126,10 +139,24 @@ def audit_table(
         "plan": None if plan is None else {"method": note.get("method"), "suppressed_rows": left_out},
         **found.as_dict(),
         "intersection": crossed,
+        "earlier": over_time,
     }
     if output is not None:
         _write(output, released, report)
-    return report, [*_head(path, asked, plan), *found.lines(), *_crossed_lines(crossed, asked.limits.k)]
+    shown_lines = [*_head(path, asked, plan), *found.lines(), *_crossed_lines(crossed, asked.limits.k)]
+    return report, shown_lines + (earlier_lines(over_time) if over_time else [])
+
+
+def _kept(folders: Sequence[str], table: Table, asked: Asked) -> list[Published]:
+    kind = table.schema.field(asked.roles.subject).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return [published(folder, asked.roles.subject, kind, asked.hierarchies) for folder in folders]
+
+
+def _over_time(found: Mapping[str, Any]) -> Requirement:
+    """Everybody's crowd over all releases, as a requirement."""
+    note = f"people in all the same classes, over all releases; {found['below_k']} people are below"
+    return Requirement("k over all releases", found["k"], found["smallest_crowd"] or 0, found["holds"], note=note)
 
 
 def _head(path: str, asked: Asked, plan: str | None) -> list[str]:
@@ -204,12 +231,14 @@ def plan_table(
     progress: Progress,
     *,
     base: Path = Path(),
+    earlier: Sequence[str] = (),
     curve: bool = False,
     workspace: str | None = None,
     address: str | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Choose the released attributes and write the plan. Returns the report and its lines for a person.
 
+    earlier : plan folders of earlier releases, the last one last: their classes are kept, grown or united, never cut;
     workspace : private folder of the run key, for methods that draw; default OUTPUT.workspace. Others as in
     ``audit_table``.
 
@@ -219,6 +248,11 @@ def plan_table(
         raise ConfigError(f"--method {method}: use {', '.join(METHODS)}")
     table = Table(path, subject=policy.subject)
     asked = ask(table, policy, base)
+    if earlier and not policy.per_subject:
+        raise ConfigError("--earlier needs per_subject: true, one vector per subject")
+    if earlier and method.startswith("ppas"):
+        raise ConfigError(f"--earlier goes with mondrian or suppress; {method} chooses columns anew")
+    kept = _kept(earlier, table, asked)
     clash = [name for name in COLUMNS if name in asked.roles.columns]
     if clash:
         raise ConfigError(f"column {clash[0]!r} has the name of a column of {PLAN}; rename it in the table")
@@ -226,7 +260,7 @@ def plan_table(
         layout = histogram.layout_of(table, asked.roles, progress, ray)
         cells = _cells(table, layout, asked, progress, ray)
         progress.say(f"plan: {len(cells):,} vectors of {cells.histogram.total_subjects:,} subjects by {method}")
-        chosen = made(method, cells, asked, workspace or f"{output.rstrip('/')}.workspace")
+        chosen = made(method, cells, asked, workspace or f"{output.rstrip('/')}.workspace", kept)
         found = assessment.assess(
             chosen.cells, asked.limits, plan=chosen.plan, epsilon=chosen.epsilon, reference=asked.public
         )
@@ -249,22 +283,25 @@ def plan_table(
         },
         **found.as_dict(),
         "intersection": crossed,
+        "earlier": chosen.over_time,
     }
-    _write(output, released, report)
+    _write(output, released, report, intervals(chosen.cells.attributes, chosen.plan))
     lines = [*_head(path, asked, None), f"plan by {method}", *(f"  {line}" for line in chosen.plan.notes)]
-    lines += [*found.lines(), *_crossed_lines(crossed, asked.limits.k), f"plan: {output}"]
+    lines += [*found.lines(), *_crossed_lines(crossed, asked.limits.k)]
+    lines += [*(earlier_lines(chosen.over_time) if chosen.over_time else []), f"plan: {output}"]
     return report, lines
 
 
 @dataclass(frozen=True)
 class Made:
-    """A plan, the cells it plans (randomised ones where the method randomises first), the epsilon it spent, and what
-    PPAS chose for each attribute."""
+    """A plan, the cells it plans (randomised ones where the method randomises first), the epsilon it spent, what PPAS
+    chose for each attribute, and what the earlier releases and this one leave of everybody's crowd."""
 
     cells: Cells
     plan: CellPlan
     epsilon: float | None = None
     choices: tuple[dict[str, Any], ...] = ()
+    over_time: dict[str, Any] | None = None
 
     @property
     def released(self) -> Histogram:
@@ -278,8 +315,8 @@ class Made:
         return found
 
 
-def made(method: str, cells: Cells, asked: Asked, workspace: str) -> Made:
-    """The plan of a method. Raises ConfigError, or an error of ``privacy/``."""
+def made(method: str, cells: Cells, asked: Asked, workspace: str, earlier: Sequence[Published] = ()) -> Made:
+    """The plan of a method, kept to what was released earlier. Raises ConfigError, or an error of ``privacy/``."""
     limits = asked.limits
     digest = None if limits.epsilon is None else _digest(workspace)
     if method.startswith("ppas"):
@@ -300,6 +337,9 @@ def made(method: str, cells: Cells, asked: Asked, workspace: str) -> Made:
 
         randomised = randomise(cells, limits.epsilon, digest)
         cells, epsilon = randomised.cells, randomised.epsilon
+    if earlier:
+        later = extend(earlier, cells, limits, planner=_planner(method, asked), reference=asked.public)
+        return Made(later.cells, later.plan, epsilon, over_time=figures(later.updates))
     return Made(cells, _planner(method, asked)(cells, limits), epsilon)
 
 
@@ -421,13 +461,16 @@ def _session(address: str | None) -> Iterator[bool]:
         yield bool(address)
 
 
-def _write(output: str, released: Histogram, report: Mapping[str, Any]) -> None:
+def _write(
+    output: str, released: Histogram, report: Mapping[str, Any], metadata: Mapping[bytes, bytes] | None = None
+) -> None:
     folder = Folder(output)
     counts = {"rows": released.rows, "subjects": released.subjects, "largest_share": released.largest_share}
     taken = [name for name in counts if name in released.classes.column_names]
     columns = {f"{name} (count)" if name in taken else name: pa.array(values) for name, values in counts.items()}
     shown = {name: released.classes[name] for name in released.classes.column_names}
-    folder.write(to_parquet(pa.table({**shown, **columns}), row_group=2**20), CLASSES)
+    classes = pa.table({**shown, **columns}).replace_schema_metadata(metadata)
+    folder.write(to_parquet(classes, row_group=2**20), CLASSES)
     folder.write((json.dumps(report, indent=1, sort_keys=True, default=str) + "\n").encode(), VERDICT)
 
 
