@@ -492,10 +492,11 @@ def _wide_scores(
 def _improved(table: _Table, class_of: Ints, effort: int, spare: int) -> Ints:
     """Moves, cuts of what became large enough, and moves again; suppresses at most ``spare`` rows."""
     for cycle in range(CYCLES):
-        class_of, spare = _moved(table, class_of, effort // CYCLES, spare)
+        class_of = _moved(table, class_of, effort // CYCLES, 0)
         if cycle + 1 < CYCLES:
             class_of = _cut(table, class_of)
-    return class_of
+    # last, so that a plan that may suppress never loses more than one that may not
+    return _moved(table, class_of, effort // CYCLES, spare) if spare else class_of
 
 
 class _Spans:
@@ -577,8 +578,8 @@ class _Spans:
         return mixed
 
 
-def _moved(table: _Table, class_of: Ints, effort: int, spare: int) -> tuple[Ints, int]:
-    """Rounds of moves: the new classes, and the rows that may still be suppressed."""
+def _moved(table: _Table, class_of: Ints, effort: int, spare: int) -> Ints:
+    """Rounds of moves, of which some suppress, in all at most ``spare`` rows."""
     class_of = class_of.copy()
     spans = _Spans(table, class_of)
     barred = np.zeros(len(class_of), dtype=bool)
@@ -618,7 +619,7 @@ def _moved(table: _Table, class_of: Ints, effort: int, spare: int) -> tuple[Ints
         spans.refresh(class_of)
         spare -= int(table.rows[cell[target < 0]].sum())
     names, number = np.unique(class_of, return_inverse=True)
-    return (number - int(names[0] == SUPPRESSED)).astype(np.int64), spare
+    return (number - int(names[0] == SUPPRESSED)).astype(np.int64)
 
 
 def _arrivals(home: Ints, target: Ints, classes: int) -> Ints:
