@@ -6,8 +6,9 @@ import csv
 import io
 import math
 import posixpath
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from facecrowd.pipeline.config import Input, Policy
 from facecrowd.pipeline.errors import InputError
 from facecrowd.pipeline.storage import Folder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm"),
+    *(".avif", ".heic", ".heif", ".jp2", ".j2k"),
+)
+"""What is taken for a photo. One of a kind that cannot be decoded here becomes a row that says so, like a damaged one.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,14 @@ class Photo:
 
 @dataclass(frozen=True)
 class Listing:
-    """The input as found: the photos sorted by path, and how their subjects are known."""
+    """The input as found: the photos sorted by path, and how their subjects are known.
+
+    skipped : files of a folder that are no photos, counted by extension.
+    """
 
     photos: list[Photo]
     subjects: str  # folder | column | clusters
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def named_subjects(self) -> int:
         return len({p.subject for p in self.photos if p.subject})
@@ -53,18 +63,22 @@ def listing(config: Input, policy: Policy) -> Listing:
     if not config.path:
         raise InputError("no input: give --input PHOTOS (a folder, or a Parquet/CSV manifest)")
     names = (*policy.quasi_identifiers, *policy.sensitive)
+    skipped: Counter[str] = Counter()
     if config.path.lower().endswith((".parquet", ".csv")):
         photos, subjects = _from_manifest(config, names)
     else:
-        photos, subjects = _from_folder(config)
+        photos, subjects = _from_folder(config, skipped)
     if not photos:
-        raise InputError(f"input {config.path}: no photo in it (looked for {', '.join(SUFFIXES)})")
+        there = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+        raise InputError(
+            f"input {config.path}: no photo in it (looked for {', '.join(SUFFIXES)}{there and f'; found {there}'})"
+        )
     if config.attributes:
         photos = _joined(config, photos, names)
-    return Listing(sorted(photos, key=lambda p: p.photo), subjects)
+    return Listing(sorted(photos, key=lambda p: p.photo), subjects, dict(sorted(skipped.items())))
 
 
-def _from_folder(config: Input) -> tuple[list[Photo], str]:
+def _from_folder(config: Input, skipped: Counter[str]) -> tuple[list[Photo], str]:
     assert config.path
     folder = Folder(config.path)
     if not folder.exists():
@@ -79,29 +93,53 @@ def _from_folder(config: Input) -> tuple[list[Photo], str]:
             # A walk does not follow links, so the people behind one would be missing without a word.
             raise InputError(f"input {name}: a link to a folder; put the folder itself there, or give a manifest")
         if not name.lower().endswith(SUFFIXES) or posixpath.basename(name).startswith("."):
+            skipped[_kind(name)] += 1
             continue
+        _storable(name, f"input {name!r}")
         path = folder.fs.unstrip_protocol(folder.at(name)) if root is None else folder.at(name)
         if root is not None:
             _inside(root, name, f"input {name}")
         found.append((name, path, info))
-    parents = {posixpath.dirname(name) for name, _, _ in found}
-    named = len(parents - {""}) >= 2
+    people = {_person(name) for name, _, _ in found} - {""}
     if config.subjects == "column":
         raise InputError("input.subjects: column needs a manifest (.parquet or .csv) as input, not a folder")
-    if config.subjects == "folder" and not (parents - {""}):
+    if config.subjects == "folder" and not people:
         raise InputError(f"input {config.path}: its photos lie in no sub-folders, so folders name no subjects")
-    kind = "clusters" if config.subjects == "clusters" or (config.subjects == "auto" and not named) else "folder"
+    kind = "clusters" if config.subjects == "clusters" or (config.subjects == "auto" and len(people) < 2) else "folder"
     return [
         Photo(
             photo=name,
             path=path,
             bytes=int(info.get("size") or 0),
-            subject=posixpath.dirname(name) if kind == "folder" else "",
+            subject=_person(name) if kind == "folder" else "",
             attributes={},
             state=str(info.get("ETag") or info.get("mtime") or ""),
         )
         for name, path, info in found
     ], kind
+
+
+def _person(name: str) -> str:
+    """The first folder below the input: PERSON/photo and PERSON/SESSION/photo show one person; '' beside the folders.
+
+    Were each session a person of its own, a class of k people could be k sessions of one.
+    """
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def _kind(name: str) -> str:
+    """A file that is no photo, by its extension."""
+    base = posixpath.basename(name)
+    suffix = posixpath.splitext(base)[1].lower()
+    return f"hidden {suffix}".strip() if base.startswith(".") else ascii(suffix)[1:-1] or "without extension"
+
+
+def _storable(name: str, where: str) -> None:
+    """Refuse a name that is no text: the manifests hold UTF-8, so a row could not say which photo it is."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: its name is not UTF-8; rename it") from None
 
 
 def _inside(root: Path, name: str, where: str) -> None:
@@ -139,6 +177,7 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
         if normal in seen:
             raise InputError(f"input {config.path}, row {index}: {name!r} is there twice")
         seen.add(normal)
+        _storable(normal, f"input {config.path}, row {index}: {name!r}")
         size, changed = -1, ""
         if root is not None:
             _inside(root, normal, f"input {config.path}, row {index}: {name!r}")
@@ -154,7 +193,7 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
                 photo=normal,
                 path=base.fs.unstrip_protocol(base.at(normal)) if base.local is None else base.at(normal),
                 bytes=size,
-                subject=posixpath.dirname(normal) if kind == "folder" else str(subject),
+                subject=_person(normal) if kind == "folder" else str(subject),
                 attributes={}
                 if config.attributes
                 else {n: _text(row[n], n, f"input {config.path}", index) for n in names},
@@ -174,8 +213,15 @@ def _joined(config: Input, photos: list[Photo], names: tuple[str, ...]) -> list[
             raise InputError(f"input.attributes {config.attributes}, row {index}: {key!r} is there twice")
         rows[key] = row
     out, missing = [], []
+    shared = Counter(posixpath.basename(photo.photo) for photo in photos)
     for photo in photos:
-        match = rows.get(photo.photo) or rows.get(posixpath.basename(photo.photo))
+        base = posixpath.basename(photo.photo)
+        match = rows.get(photo.photo) or rows.get(base)
+        if match is not None and photo.photo not in rows and shared[base] > 1:
+            raise InputError(
+                f"input.attributes {config.attributes}: {shared[base]} photos of the input are called {base!r}, among "
+                f"them {photo.photo!r}; put the path relative to the input into {config.attributes_key}"
+            )
         if match is None:
             missing.append(photo.photo)
             continue
@@ -205,9 +251,11 @@ def read_table(path: str, role: str, columns: list[str] | None = None) -> pa.Tab
             header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8-sig", errors="replace"))), [])
             text = {name: pa.string() for name in header}
             options = pacsv.ConvertOptions(column_types=text, strings_can_be_null=False)
-            table = pacsv.read_csv(io.BytesIO(data), convert_options=options)
+            # Arrow's threads may outlive the table, and a process that ends meanwhile, on bad input, aborts.
+            alone = pacsv.ReadOptions(use_threads=False)
+            table = pacsv.read_csv(io.BytesIO(data), read_options=alone, convert_options=options)
         else:
-            table = pq.read_table(io.BytesIO(data))
+            table = pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{role} {path}: not readable: {str(error).splitlines()[0]}") from None
     if columns is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from facecrowd.pipeline.config import Input, Policy
 from facecrowd.pipeline.errors import InputError
 from facecrowd.pipeline.photos import Listing, listing, read_table
+from facecrowd.stages.decode import ReadPhotos
 
 
 def files(folder: Path, *names: str) -> Path:
@@ -61,6 +63,50 @@ def test_the_folder_of_a_photo_is_its_subject_where_there_are_at_least_two(tmp_p
     listed = found(files(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg"))
     assert (listed.subjects, listed.named_subjects()) == ("folder", 2)
     assert subjects(listed) == {"a/1.jpg": "a", "a/2.jpg": "a", "b/1.jpg": "b"}
+
+
+def test_the_sessions_of_a_person_are_one_person(tmp_path: Path) -> None:
+    files(tmp_path, "a/s1/1.jpg", "a/s2/1.jpg", "a/2.jpg", "b/s1/1.jpg", "3.jpg")
+    of_path = {"a/s1/1.jpg": "a", "a/s2/1.jpg": "a", "a/2.jpg": "a", "b/s1/1.jpg": "b", "3.jpg": ""}
+    listed = found(tmp_path)
+    assert (listed.subjects, listed.named_subjects()) == ("folder", 2)
+    assert subjects(listed) == of_path
+    file = manifest(tmp_path / "photos.csv", path=[f"./{name}" for name in of_path])
+    assert subjects(found(file, subjects="folder")) == of_path
+
+
+def test_the_sessions_of_a_single_person_are_not_people(tmp_path: Path) -> None:
+    assert found(files(tmp_path, "a/s1/1.jpg", "a/s2/1.jpg")).subjects == "clusters"
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".HEIC", ".heif", ".jp2", ".jfif", ".jpe"])
+def test_a_photo_of_a_kind_that_may_not_be_readable_is_a_row_all_the_same(tmp_path: Path, suffix: str) -> None:
+    files(tmp_path, "a/1.jpg", f"b/2{suffix}")
+    assert set(subjects(found(tmp_path))) == {"a/1.jpg", f"b/2{suffix}"}
+    (row,) = [i for i, p in enumerate(found(tmp_path).photos) if p.photo != "a/1.jpg"]
+    paths = np.array([photo.path for photo in found(tmp_path).photos], dtype=object)
+    read = ReadPhotos()({"path": paths})
+    assert read["status"][row] == "unreadable"
+    assert read["reason"][row] == "not an image of a known kind"
+
+
+def test_other_files_are_counted_by_extension(tmp_path: Path) -> None:
+    files(tmp_path, "a/1.jpg", "b/1.jpg", "a/n.txt", "b/N.TXT", "b/raw.cr2", "a/.DS_Store", "a/._1.jpg", "README")
+    assert found(tmp_path).skipped == {
+        ".cr2": 1,
+        ".txt": 2,
+        "hidden": 1,
+        "hidden .jpg": 1,
+        "without extension": 1,
+    }
+    files(tmp_path / "texts", "a.txt", "b.txt")
+    assert refused(tmp_path / "texts").endswith("; found 2 .txt)")
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_its_escaped_form(tmp_path: Path) -> None:
+    files(tmp_path, "a/1.jpg", "b/1.jpg")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/b/\xff.jpg")).write_bytes(b"x")
+    assert refused(tmp_path) == "input 'b/\\udcff.jpg': its name is not UTF-8; rename it"
 
 
 @pytest.mark.parametrize("names", [("1.jpg", "2.jpg"), ("all/1.jpg", "all/2.jpg")])
@@ -225,6 +271,19 @@ def test_bad_attribute_tables_are_named_by_row_and_column(
     said = refused(tmp_path / "in", Policy(sensitive=("Male",)), attributes=str(table))
     assert said.startswith(f"input.attributes {table}")
     assert said.endswith(message)
+
+
+def test_a_name_that_several_photos_have_is_no_key(tmp_path: Path) -> None:
+    files(tmp_path / "in", "a/1.jpg", "b/1.jpg", "b/2.jpg")
+    policy = Policy(sensitive=("Male",))
+    table = manifest(tmp_path / "t.csv", image_id=["1.jpg", "2.jpg"], Male=["1", "0"])
+    assert refused(tmp_path / "in", policy, attributes=str(table)) == (
+        f"input.attributes {table}: 2 photos of the input are called '1.jpg', among them 'a/1.jpg'; put the path "
+        "relative to the input into image_id"
+    )
+    table = manifest(tmp_path / "t.csv", image_id=["a/1.jpg", "b/1.jpg", "2.jpg"], Male=["1", "0", "0"])
+    photos = found(tmp_path / "in", policy, attributes=str(table)).photos
+    assert [photo.attributes["Male"] for photo in photos] == ["1", "0", "0"]
 
 
 def test_a_table_keeps_leading_zeros_of_csv_and_its_columns(tmp_path: Path) -> None:
