@@ -92,6 +92,7 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
         faces.read_all(record.parts, ["embedding"]),
         record.subjects_from,
         record.split_rate,
+        record.merged,
     )
     judged = workspace.parts(JUDGED, fingerprint("audit", card))
     source = steps.ReleasedSource(release, link, faces)

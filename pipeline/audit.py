@@ -26,10 +26,14 @@ PROBES = 20_000
 """Faces attacked at most; more are sampled, whole subjects at a time, and the audit says how many."""
 
 GUARANTEE = (
-    "At most 1/k per subject: whoever is shown a released face names the person behind it with probability at most "
-    "1/k, under a uniform prior over the class and without other knowledge. It holds because a released face is the "
-    "mean of its class's subjects and depends on nothing else. Unequal photo counts tilt it: guessing the "
-    "most-photographed person of a class is right with the share given as 1 / effective k."
+    "At most 1/{k} per subject: whoever is shown a released face names the person behind it with probability at most "
+    "1/{k}, under a uniform prior over the class and without other knowledge. It holds because a released face is the "
+    "mean of its class's subjects and depends on nothing else."
+)
+TILTED = (
+    "Photo counts are other knowledge: the release shows how many photos its people have, and guessing the "
+    "most-photographed person of a class is right for up to {share:.0%} of its faces (effective k {effective:.2f}); "
+    "surrogates_per_subject evens the counts out."
 )
 NO_GUARANTEE = (
     "No guarantee: this method alters each photo on its own, and what is left may still identify the person. "
@@ -40,8 +44,8 @@ PHOTO_OUTPUT = (
     "of the class mean does not cover the release."
 )
 CLUSTERS = (
-    "Subjects are clusters of face embeddings, not known people: a person split over clusters counts more than once, "
-    "so k is not formal."
+    "Subjects are clusters of face embeddings, not known people: a person split over clusters counts more than once "
+    "(an estimated {split} of the clusters are pieces), so k is not formal."
 )
 
 
@@ -92,7 +96,9 @@ def audit(
     # photo counts is of the images that are, which may be more or fewer of each.
     table = _histogram(config, plan, plan.kept[np.isin(plan.subject_id[plan.kept].astype(str), people)])
     shown = _histogram(config, plan, rows)
-    requirements = _requirements(config, table, shown, 1 - len(people) / max(counts.named, 1), formal)
+    requirements = _requirements(
+        config, table, shown, 1 - len(people) / max(counts.named - plan.subjects.merged, 1), formal
+    )
     return {
         "schema": SCHEMA,
         "method": config.method.name,
@@ -100,13 +106,14 @@ def audit(
         "policy": config.public()["policy"],
         "met": all(r["met"] for r in requirements),
         "requirements": requirements,
-        "guarantee": {"kind": "formal" if formal else "measured", "text": _guarantee(config, plan, formal)},
+        "guarantee": {"kind": "formal" if formal else "measured", "text": _guarantee(config, plan, shown, formal)},
         "counts": {
             "photos": counts.photos,
             "rows": len(plan.status),
             "faces": int((plan.embedding != 0).any(axis=1).sum()),
             "subjects": plan.subjects.count,
             "subjects_named": counts.named,
+            "subjects_merged": plan.subjects.merged,
             "subjects_released": len(people),
             "subjects_from": plan.subjects.source,
             "split_rate": plan.subjects.split_rate,
@@ -124,14 +131,17 @@ def audit(
     }
 
 
-def _guarantee(config: ReleaseConfig, plan: Plan, formal: bool) -> str:
+def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, formal: bool) -> str:
     if config.method.name in PIXEL_METHODS:
         return NO_GUARANTEE
-    parts = [GUARANTEE] if formal else []
+    parts = [GUARANTEE.format(k=config.policy.k)] if formal else []
+    effective = anonymity.effective_k(shown).value if shown is not None else 1.0
+    if formal and effective < (config.policy.k or 1) - 1e-9:
+        parts.append(TILTED.format(share=1 / effective, effective=effective))
     if config.output == "photo":
         parts.append(PHOTO_OUTPUT)
     if plan.subjects.source == "clusters":
-        parts.append(CLUSTERS)
+        parts.append(CLUSTERS.format(split=f"{plan.subjects.split_rate or 0:.1%}"))
     return " ".join(parts)
 
 
@@ -234,7 +244,9 @@ def _attacks(plan: Plan, released: Released, key: RunKey, models: list[dict[str,
         try:
             result = identify(vectors, subject[rows], enrolled, names, rng=rng, exclude=exclude)
         except ValueError as error:
-            out.append({"gallery": name, "what": what, "recogniser": recogniser, "not_measured": str(error)})
+            out.append(
+                {"gallery": name, "what": what, "recogniser": recogniser, "not_measured": str(error).partition(";")[0]}
+            )
             continue
         out.append(_attack(name, what, recogniser, result, sampled=len(probes) < len(released.row)))
     return out

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from facecrowd.pipeline.errors import ConfigError
 
@@ -37,19 +45,29 @@ class Input(Section):
     )
     subjects: Literal["auto", "folder", "column", "clusters"] = option(
         "auto",
-        "Where the person comes from: the folder that holds the photo, a manifest column, or clusters of embeddings "
+        "Where the person comes from: the first folder below the input, a manifest column, or clusters of embeddings "
         "(auto: the column if named, else folders if there are at least two, else clusters).",
     )
-    path_column: str = option("path", "Manifest column that holds the photo's path, relative to the manifest.")
-    subject_column: str | None = option(None, "Manifest column that names the person.")
+    path_column: str = option(
+        "path", "Manifest column that holds the photo's path, relative to the manifest.", private=True
+    )
+    subject_column: str | None = option(None, "Manifest column that names the person.", private=True)
     attributes: str | None = option(
         None, "Parquet/CSV table of attributes, joined to photos by --attributes-key.", private=True
     )
     attributes_key: str = option(
-        "image_id", "Column of the attribute table that holds the photo's file name or its path relative to the input."
+        "image_id",
+        "Column of the attribute table that holds the photo's file name or its path relative to the input.",
+        private=True,
     )
     cluster_threshold: float = option(
         0.36, "Cosine similarity from which two faces are one person, for subjects: clusters.", gt=-1, lt=1
+    )
+    same_person: float = option(
+        0.5,
+        "Cosine similarity of two named people's mean faces from which they count as one person (1: only by name).",
+        gt=0,
+        le=1,
     )
 
 
@@ -86,6 +104,17 @@ class Detect(Section):
     crop_size: int = option(256, "Side of the aligned crop, in px.", ge=64, le=1024)
     max_pixels: int = option(100_000_000, "Photos with more pixels are refused before they are decoded.", ge=1)
 
+    @model_validator(mode="after")
+    def covers_what_it_finds(self) -> Detect:
+        if self.cover_threshold > self.threshold:
+            if "cover_threshold" in self.model_fields_set:
+                raise ValueError(
+                    f"cover_threshold {self.cover_threshold:g} is above threshold {self.threshold:g}, "
+                    "so faces would be released that are not even covered; lower it"
+                )
+            object.__setattr__(self, "cover_threshold", self.threshold)
+        return self
+
 
 class Diversity(Section):
     kind: Literal["distinct", "entropy", "recursive"] = "distinct"
@@ -99,7 +128,9 @@ class Closeness(Section):
 
 
 class Policy(Section):
-    subject: str = Field(default="subject_id", description="Column that names the person; the unit of k.")
+    subject: str = option(
+        "subject_id", "Column that names the person, the unit of k (of a manifest: input.subject_column).", private=True
+    )
     quasi_identifiers: tuple[str, ...] = option(
         (), "Attributes an adversary may know (comma-separated); released as one vector per subject."
     )
@@ -121,6 +152,14 @@ class Policy(Section):
         if (self.l or self.t) and not self.sensitive:
             raise ValueError("l and t are about sensitive attributes, and policy.sensitive names none")
         return self
+
+    @model_serializer(mode="wrap")
+    def as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A release takes the subject from here only where it was given, and so must one read back."""
+        data: dict[str, Any] = handler(self)
+        if type(self) is Policy and "subject" not in self.model_fields_set:
+            data.pop("subject", None)
+        return data
 
 
 EVERY = "*"
@@ -248,6 +287,9 @@ class ReleaseConfig(Section):
             raise ValueError(
                 f"release.identity: class needs classes, and {self.method.name} without attributes forms none"
             )
+        if "subject" in self.policy.model_fields_set:
+            self._take_subject()
+        self._attributes_name_nobody()
         if self.input.subjects == "column" and not self.input.subject_column:
             raise ValueError("input.subjects: column needs input.subject_column")
         if (self.policy.quasi_identifiers or self.policy.sensitive) and not (
@@ -257,6 +299,34 @@ class ReleaseConfig(Section):
                 "policy names attributes, and the input brings none: give input.attributes, or a manifest with columns"
             )
         return self
+
+    def _take_subject(self) -> None:
+        """policy.subject, where it was given, names the manifest's column of people."""
+        column = self.policy.subject
+        if self.input.path and not _is_table(self.input.path):
+            raise ValueError(
+                f"policy.subject {column} names a column, and the input is a folder, which names people by its own "
+                "folders; leave it out, or give a manifest"
+            )
+        if not _is_table(self.input.path):
+            return
+        if self.input.subjects not in ("auto", "column"):
+            raise ValueError(f"policy.subject {column} and input.subjects: {self.input.subjects} contradict each other")
+        if self.input.subject_column is None:
+            object.__setattr__(self, "input", self.input.model_copy(update={"subject_column": column}))
+        elif self.input.subject_column != column:
+            raise ValueError(f"policy.subject {column} and input.subject_column {self.input.subject_column} differ")
+
+    def _attributes_name_nobody(self) -> None:
+        roles = {
+            self.policy.subject: "policy.subject",
+            self.input.path_column: "input.path_column",
+            self.input.attributes_key: "input.attributes_key",
+            self.input.subject_column: "input.subject_column",
+        }
+        for name in (*self.policy.quasi_identifiers, *self.policy.sensitive):
+            if name in roles:
+                raise ValueError(f"{name} names people or photos ({roles[name]}), so it cannot be released")
 
     @property
     def workspace_path(self) -> str:

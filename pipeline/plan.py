@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from facecrowd.pipeline.config import Policy, ReleaseConfig
 from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.steps import embedding_array
-from facecrowd.pipeline.subjects import Subjects, assign
+from facecrowd.pipeline.subjects import Subjects, assign, subject_means
 from facecrowd.privacy import policy as limits
 from facecrowd.privacy.classes import equivalence_classes, histogram, per_subject_majority
 from facecrowd.privacy.microaggregation import microaggregate
@@ -97,10 +97,12 @@ class Plan:
         }
 
 
-def load(config: ReleaseConfig, plan: pa.Table, faces: pa.Table, source: str, split_rate: float | None) -> Plan:
+def load(
+    config: ReleaseConfig, plan: pa.Table, faces: pa.Table, source: str, split_rate: float | None, merged: int
+) -> Plan:
     """A plan as it was committed: its manifest and the embeddings of the faces manifest, both whole and in order."""
     subjects = Subjects(
-        _objects(plan["subject_id"]), _objects(plan["status"]), _objects(plan["reason"]), source, split_rate
+        _objects(plan["subject_id"]), _objects(plan["status"]), _objects(plan["reason"]), source, split_rate, merged
     )
     return Plan(
         face_id=_objects(plan["face_id"]),
@@ -138,6 +140,7 @@ def make(config: ReleaseConfig, source: str, photos: pa.Table, faces: pa.Table) 
         reason=_objects(faces["reason"]),
         embedding=embedding,
         threshold=config.input.cluster_threshold,
+        same_person=config.input.same_person,
     )
     policy = config.policy
     names = (*policy.quasi_identifiers, *policy.sensitive)
@@ -229,15 +232,6 @@ def _images(subject_id: np.ndarray, per_subject: int | None) -> np.ndarray:
     number[order] = np.arange(len(rows)) - np.repeat(np.cumsum(faces) - faces, faces)
     images[rows] = per_subject // faces[person] + (number < per_subject % faces[person])
     return images
-
-
-def subject_means(embedding: np.ndarray, person: np.ndarray, people: int) -> np.ndarray:
-    """Mean embedding per subject, normalised: (people, D) float32. Sums run in row order, so they repeat exactly."""
-    order = np.argsort(person, kind="stable")
-    starts = np.searchsorted(person[order], np.arange(people))
-    sums = np.add.reduceat(embedding[order].astype(np.float64), starts, axis=0)
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    return (sums / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def _class_majority(class_id: np.ndarray, person: np.ndarray, quasi: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

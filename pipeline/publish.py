@@ -84,13 +84,15 @@ class Publication:
     def __init__(self, target: Folder, scratch: Path) -> None:
         self.target = target
         local = target.local
-        # An object store cannot rename a folder: there the card, written last, is what makes it a release.
-        self.staging = Folder(str(local.parent / f".{local.name}.partial")) if local is not None else target
+        # Until it is scanned it is nowhere that others look: hidden beside its final place, or here, not yet uploaded.
+        self.staging = Folder(
+            str(local.parent / f".{local.name}.partial" if local is not None else scratch / "release")
+        )
         self.scratch = scratch
         self.hashes: dict[str, str] = {}
         self.rows: list[dict[str, Any]] = []
+        self.staging.remove()
         if local is not None:
-            self.staging.remove()
             local.parent.mkdir(parents=True, exist_ok=True)
 
     def _write(self, data: bytes, name: str) -> None:
@@ -99,21 +101,19 @@ class Publication:
 
     def write_images(self, images: Iterator[Image], count: int, form: str, shard_images: int) -> None:
         """Store the images in the order of their names, whatever order they come in, in bounded memory."""
-        if form == "files":
-            for image in images:
-                file = f"images/{image.name}.jpg"
-                self.staging.write(image.data, *file.split("/"))
-                self._row(image, file)
-        else:
-            shards = max(1, -(-count // shard_images))
-            for shard, members in enumerate(self._sorted_shards(images, shards)):
-                suffix = "parquet" if form == "parquet" else "tar"
-                file = f"images/shard-{shard:05d}.{suffix}"
-                write = _parquet_shard if form == "parquet" else _tar_shard
-                self._write(write(members), file)
+        shards = max(1, -(-count // shard_images))
+        for shard, members in enumerate(self._sorted_shards(images, shards)):
+            if form == "files":
+                # In the order of the names too: a file system remembers in which order files were made.
                 for image in members:
+                    file = f"images/{image.name}.jpg"
+                    self.staging.write(image.data, *file.split("/"))
                     self._row(image, file)
-        self.rows.sort(key=lambda row: row["name"])
+                continue
+            file = f"images/shard-{shard:05d}.{'parquet' if form == 'parquet' else 'tar'}"
+            self._write((_parquet_shard if form == "parquet" else _tar_shard)(members), file)
+            for image in members:
+                self._row(image, file)
         names = [row["name"] for row in self.rows]
         if len(set(names)) != len(names):
             raise ReleaseError("two images drew the same random name")
@@ -174,7 +174,7 @@ class Publication:
         self._write(text.encode(), name)
 
     def finish(self, config: ReleaseConfig, title: str, description: str) -> str:
-        """Write the card, set the times, move the folder into place. Returns the card's SHA-256."""
+        """Write the card, set the times, move the folder into place or upload it. Returns the card's SHA-256."""
         card = json.dumps(self._card(config, title, description), indent=1, sort_keys=True) + "\n"
         self.staging.write(card.encode(), CARD)
         self.stamp()
@@ -185,15 +185,18 @@ class Publication:
             self.staging.remove()
         elif self.target.local is not None:
             os.replace(self.staging.root, self.target.local)
+        else:
+            # An object store cannot move a folder; the card, uploaded last, is what makes it a release.
+            for name in (*sorted(self.expected()), CARD):
+                self.target.write(self.staging.read(*name.split("/")), *name.split("/"))
         return hashlib.sha256(card.encode()).hexdigest()
 
     def stamp(self) -> None:
         """Give every file written so far the one modification time."""
-        if self.target.local is not None:
-            for folder, _, files in os.walk(self.staging.root, topdown=False):
-                for name in files:
-                    os.utime(Path(folder) / name, (MODIFIED, MODIFIED))
-                os.utime(folder, (MODIFIED, MODIFIED))
+        for folder, _, files in os.walk(self.staging.root, topdown=False):
+            for name in files:
+                os.utime(Path(folder) / name, (MODIFIED, MODIFIED))
+            os.utime(folder, (MODIFIED, MODIFIED))
 
     def expected(self) -> set[str]:
         """Every file of the release but the card."""

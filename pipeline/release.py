@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -195,15 +196,35 @@ class _Run:
         detect = c.detect.model_dump(exclude={"models", "detector", "recogniser"})
         faces = fingerprint(photos, detect, c.detect.detector, self.prepared.hashes)
         policy = c.policy.model_dump()
-        plan = fingerprint(faces, policy, c.method.name, self.prepared.listing.subjects, c.input.cluster_threshold)
+        people = (c.input.cluster_threshold, c.input.same_person)
+        plan = fingerprint(faces, policy, c.method.name, self.prepared.listing.subjects, *people)
         rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality)
         return {
             "photos": photos,
             "faces": faces,
             "plan": plan,
             "rendered": rendered,
-            "release": fingerprint(rendered, c.public(), str(c.release.path)),
+            "release": fingerprint(rendered, c.public(), self._place()),
         }
+
+    def _place(self) -> str:
+        """Where the release goes, however the path was written."""
+        target = self.prepared.target
+        return str(target.local.resolve()) if target.local is not None else target.url
+
+    @cached_property
+    def salt(self) -> str:
+        """What tells this release from any other of the same people: names and labels drawn for one say nothing about
+        those of another. It knows no path, so the same release made elsewhere, or stored in another form, draws the
+        same."""
+        told = {name: value for name, value in self.config.public().items() if name != "compute"}
+        told["release"] = {"identity": self.config.release.identity, "quality": self.config.release.quality}
+        photos = [(p.photo, p.bytes, p.subject, p.attributes) for p in self.prepared.listing.photos]
+        return fingerprint("release", told, photos)
+
+    def token(self, purpose: str, name: str, length: int) -> str:
+        """A random name in this release alone."""
+        return self.key.token(f"{purpose} {self.salt}", name, length)
 
     def parts(self, manifest: Manifest, run: str) -> Parts:
         return self.workspace.parts(manifest, self.names[run])
@@ -380,7 +401,14 @@ class _Run:
         target, config = self.prepared.target, self.config
         counts = Counts(len(self.prepared.listing.photos), self._named(plan))
         record = Record(
-            "", self.config, self.names, self.batches, counts, plan.subjects.source, plan.subjects.split_rate
+            "",
+            self.config,
+            self.names,
+            self.batches,
+            counts,
+            plan.subjects.source,
+            plan.subjects.split_rate,
+            plan.subjects.merged,
         )
         record.write(self.workspace.folder, self._record())
         with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
@@ -414,11 +442,16 @@ class _Run:
                 self._sources(plan),
                 self._originals(),
             )
+            hits += [
+                leaks.Leak("original pixels", "images", f"the face of class {c} is one member's, not a mean of several")
+                for c in (lone_surrogates(plan, seen) if config.method.name == "k-same" else [])
+            ]
             if hits:
                 raise LeakError(f"release not published: {summary.leak_lines([asdict(hit) for hit in hits])}")
             title = f"facecrowd {config.method.name} release"
             card = publication.finish(config, title, summary.description(report))
         replace(record, card=card).write(self.workspace.folder, self._record())
+        self._warn_of_others(plan)
         return Outcome(target, self.workspace.folder, report)
 
     def _images(self, plan: planning.Plan, names: dict[str, list[str]]) -> Iterator[publish.Image]:
@@ -438,7 +471,7 @@ class _Run:
                 # A photo of several people carries the label and the attributes of none.
                 label, shown = self._label(plan, rows[0]) if len(rows) == 1 else ("", {})
                 drawn = [image[source], *(f"{image[source]}#{i}" for i in range(1, plan.images[rows[0]]))]
-                names[image[source]] = [self.key.token("name", d, 32) for d in drawn[: plan.images[rows[0]]]]
+                names[image[source]] = [self.token("name", d, 32) for d in drawn[: plan.images[rows[0]]]]
                 for name in names[image[source]]:
                     yield publish.Image(name, image["image"], image["width"], image["height"], label, shown)
 
@@ -446,8 +479,8 @@ class _Run:
         """The identity and the attributes that a released face carries."""
         identity = {
             "none": "",
-            "class": self.key.token("class", str(plan.class_id[row]), 16),
-            "pseudonym": self.key.token("pseudonym", plan.subject_id[row], 16),
+            "class": self.token("class", str(plan.class_id[row]), 16),
+            "pseudonym": self.token("pseudonym", plan.subject_id[row], 16),
         }[self.config.release.identity]
         return identity, {n: values[row] for n, values in plan.released.items() if values[row] is not None}
 
@@ -471,6 +504,33 @@ class _Run:
                 parts.write(part, {**columns, **public})
 
         self._table(parts, -(-len(images) // size), write)
+
+    def _warn_of_others(self, plan: planning.Plan) -> None:
+        """Say what intersecting this release with others of the same people would leave of their crowds."""
+        if self.config.method.name != "k-same":
+            return
+        paths: dict[str, list[int]] = {}
+        for subject, class_id in zip(plan.subject_id[plan.kept], plan.class_id[plan.kept], strict=True):
+            paths.setdefault(subject, [int(class_id)])
+        others = 0
+        folder = self.workspace.folder.child("releases")
+        for name in folder.names():
+            record = Record.read(folder, name)
+            if not record.card or record.config.method.name != "k-same" or record.runs["plan"] == self.names["plan"]:
+                continue
+            others += 1
+            rows = self.workspace.parts(PLAN, record.runs["plan"]).read_all(record.parts, ["subject_id", "class_id"])
+            theirs = dict(zip(rows["subject_id"].to_pylist(), rows["class_id"].to_pylist(), strict=True))
+            for subject, path in paths.items():
+                path.append(theirs.get(subject, -1))
+        crowds = Counter(tuple(path) for path in paths.values())
+        below = sum(n for n in crowds.values() if n < (self.config.policy.k or 1))
+        if others and below:
+            self.progress.say(
+                f"WARNING: {others} other k-same releases of these people were made from this workspace. Who holds all "
+                f"of them and can tell people across them leaves {below} people a crowd under k (the smallest: "
+                f"{min(crowds.values())}); the bound holds for each release alone"
+            )
 
     def _named(self, plan: planning.Plan) -> int:
         listed = self.prepared.listing
@@ -501,6 +561,7 @@ class Record:
     counts: Counts
     subjects_from: str
     split_rate: float | None
+    merged: int
 
     def write(self, folder: Folder, name: str) -> None:
         data = {**vars(self), "config": self.config.model_dump(mode="json"), "counts": asdict(self.counts)}
@@ -520,6 +581,24 @@ class Record:
             if record.card == card:
                 return record
         raise ConfigError(f"workspace {folder.url}: did not make this release, or the release was changed since")
+
+
+LONE = 0.98
+"""Cosine from which a surrogate is one member's own face. A mean of people who differ stays well below it."""
+
+
+def lone_surrogates(plan: planning.Plan, seen: Released) -> list[int]:
+    """Classes whose released face the recogniser takes for an original of one of its members, as if never averaged."""
+    found = []
+    rows = plan.kept
+    order = rows[np.argsort(plan.class_id[rows], kind="stable")]
+    of_class = dict(zip(plan.class_id[seen.row].tolist(), seen.embedding, strict=True))
+    cuts = np.flatnonzero(np.diff(plan.class_id[order])) + 1
+    for members in np.split(order, cuts):
+        class_id = int(plan.class_id[members[0]])
+        if class_id in of_class and float((plan.embedding[members] @ of_class[class_id]).max()) >= LONE:
+            found.append(class_id)
+    return found
 
 
 def rendered_hashes(rendered: Parts, count: int) -> list[str]:

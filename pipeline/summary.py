@@ -16,6 +16,10 @@ def verdict_lines(audit: Audit) -> list[str]:
         f"released: {counts['released_images']} images ({counts['distinct_faces']} distinct faces) "
         f"of {counts['subjects_released']} subjects",
     ]
+    if counts["subjects_merged"]:
+        lines.append(f"{counts['subjects_merged']} names look like people of another name and count as them")
+    if counts["split_rate"] is not None:
+        lines.append(f"subjects are clusters: an estimated {counts['split_rate']:.1%} are pieces of a person")
     if counts["not_released"]:
         left = ", ".join(f"{n} {status}" for status, n in counts["not_released"].items())
         lines.append(f"not released: {left}")
@@ -37,7 +41,9 @@ def conclusion(audit: Audit) -> str:
     if not audit["met"]:
         return "verdict: NOT as the policy asks"
     if audit["guarantee"]["kind"] == "formal":
-        return "verdict: as the policy asks; the bound of 1/k per subject is formal"
+        k, effective = audit["policy"]["k"], audit["classes"]["effective_k"]
+        bound = f"verdict: as the policy asks; the bound of 1/{k} per subject is formal, under a uniform prior"
+        return bound + (f"; 1/{effective:.3g} for who knows photo counts" if effective < k else "")
     return "verdict: what the policy asks holds, and nothing is guaranteed: the figures above are measured"
 
 
@@ -83,15 +89,17 @@ def readme(audit: Audit, form: str) -> str:
         "webdataset": "`images/shard-*.tar` (WebDataset: `<name>.jpg` and `<name>.json`)",
     }[form]
     what = "aligned faces" if audit["output"] == "crop" else "whole photos with their faces replaced or covered"
-    table = ["| requirement | asked | found | met | kind |", "| --- | --- | --- | --- | --- |"]
+    table = ["| requirement | asked | found | met | kind | |", "| --- | --- | --- | --- | --- | --- |"]
     table += [
-        f"| {r['name']} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else 'no'} | {r['kind']} |"
+        f"| {r['name']} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else '**no**'} "
+        f"| {r['kind']} | {r['note']} |"
         for r in audit["requirements"]
     ]
     return "\n".join(
         [
             f"# Anonymised faces ({audit['method']})",
             "",
+            *([] if audit["met"] else ["**This release does NOT meet its own policy; see the table.**", ""]),
             f"{counts['released_images']} images ({what}) of {counts['subjects_released']} people in "
             f"{counts['classes']} classes; {counts['distinct_faces']} distinct faces. Made with facecrowd.",
             "",

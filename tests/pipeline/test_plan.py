@@ -135,7 +135,7 @@ def test_a_plan_reads_back_as_it_was_written() -> None:
     for name in ("originals", "released"):
         columns[name] = [sorted(cell.items()) for cell in columns[name]]
     table = pa.table({name: pa.array(values, PLAN.arrow.field(name).type) for name, values in columns.items()})
-    again = planning.load(config(), table, tables(SEVEN, ("bob/2",))[1], "folder", None)
+    again = planning.load(config(), table, tables(SEVEN, ("bob/2",))[1], "folder", None, 0)
     for name in ("face_id", "photo", "part", "row", "class_id", "subject_id", "status", "images"):
         assert getattr(again, name).tolist() == getattr(plan, name).tolist()
     assert again.originals["Hat"].tolist() == plan.originals["Hat"].tolist()

@@ -61,7 +61,8 @@ def test_it_holds_the_files_that_are_expected_and_no_other(released: Outcome, tr
 def test_every_format_holds_the_same_images_and_read_images_gives_them_back(
     formatted: Outcome, released: Outcome
 ) -> None:
-    assert images(formatted.release) == images(released.release)
+    # Under other names, since one of the two tells classes: see the test of several releases of the same people.
+    assert sorted(images(formatted.release).values()) == sorted(images(released.release).values())
 
 
 @pytest.mark.parametrize("formatted", ["webdataset"], indirect=True)

@@ -34,7 +34,7 @@ def test_what_is_not_met_is_never_called_as_asked(audit: dict[str, Any]) -> None
     text = "\n".join(verdict_lines(audit))
     assert "NOT MET" in text
     assert text.endswith("verdict: NOT as the policy asks")
-    assert "| no |" in readme(audit, "files")
+    assert "| **no** |" in readme(audit, "files")
 
 
 def test_only_a_formal_guarantee_is_called_formal(audit: dict[str, Any]) -> None:
