@@ -72,8 +72,7 @@ def test_every_config_leaf_is_a_flag_and_every_flag_a_config_leaf() -> None:
     for name, field in configs.ReleaseConfig.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None)
         leaves |= {f"{name}.{leaf}" for leaf in inner} if inner else {name}
-    # The column that names the person is policy.subject in a policy file; a release takes it from the input.
-    assert {dotted for dotted, *_ in cli.leaves()} == leaves - {"policy.subject"}
+    assert {dotted for dotted, *_ in cli.leaves()} == leaves
     flags = [flag for _, flag, *_ in cli.leaves()]
     assert len(flags) == len(set(flags))
     own = {"--config", "--dry-run", "--json", "--quiet", "--help"}

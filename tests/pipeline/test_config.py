@@ -24,6 +24,9 @@ PRIVATE = {
     "detect.models": "/home/ann/models",
     "compute.address": "ray://ann:10001",
     "compute.cpus": 3,
+    "input.path_column": "anns-files",
+    "input.subject_column": "anns-people",
+    "input.attributes_key": "anns-key",
 }
 
 
@@ -46,6 +49,52 @@ def test_the_public_config_holds_everything_but_paths_addresses_and_catalogs() -
 def test_the_public_config_does_not_say_where_a_model_file_lay(key: str) -> None:
     assert "ann" not in str(load(None, {key: "/home/ann/own.onnx"}).public())
     assert "scrfd-500m" in str(load().public())
+
+
+@pytest.mark.parametrize("role", ["quasi_identifiers", "sensitive"])
+@pytest.mark.parametrize(
+    "key, column",
+    [
+        ("input.subject_column", "celebrity"),
+        ("policy.subject", "celebrity"),
+        ("input.path_column", "file"),
+        ("input.attributes_key", "key"),
+        ("by default", "path"),
+        ("by default", "subject_id"),
+    ],
+)
+def test_a_column_that_names_people_or_photos_is_no_attribute(role: str, key: str, column: str) -> None:
+    given = {key: column} if key != "by default" else {}
+    with pytest.raises(ConfigError, match=f"{column} names people or photos"):
+        load(None, {"input.path": "photos.csv", f"policy.{role}": [column], **given})
+
+
+def test_the_subject_of_a_policy_is_the_column_of_people() -> None:
+    config = load(None, {"input.path": "photos.csv", "policy.subject": "who"})
+    assert config.input.subject_column == "who"
+    assert load(None, {"input.path": "photos.csv", "policy.subject": "subject_id"}).input.subject_column == "subject_id"
+    assert load(None, {"input.path": "photos.csv"}).input.subject_column is None
+    for again in (config, load(None, {"input.path": "photos.csv"})):
+        assert ReleaseConfig.model_validate(again.model_dump(mode="json")) == again
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"input.path": "photos"}, "policy.subject who names a column, and the input is a folder"),
+        ({"input.path": "a.csv", "input.subjects": "clusters"}, "contradict each other"),
+        ({"input.path": "a.csv", "input.subject_column": "x"}, "policy.subject who and input.subject_column x differ"),
+    ],
+)
+def test_the_subject_of_a_policy_is_never_passed_over(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(None, {**given, "policy.subject": "who"})
+
+
+def test_a_face_that_is_found_is_never_below_what_is_covered() -> None:
+    with pytest.raises(ConfigError, match=r"cover_threshold 0.6 is above threshold 0.5"):
+        load(None, {"detect.cover_threshold": 0.6})
+    assert load(None, {"detect.threshold": 0.2}).detect.cover_threshold == 0.2
 
 
 def test_a_config_is_frozen() -> None:
