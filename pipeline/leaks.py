@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import posixpath
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from facecrowd.pipeline.storage import Folder
@@ -27,12 +29,16 @@ def scan(
     expected: set[str],
     sources: set[str] | None = None,
     original_hashes: set[str] | None = None,
+    timestamps: bool = True,
+    owners: Mapping[str, str] | None = None,
 ) -> list[Leak]:
     """Look through a release.
 
     images : its images as (name, bytes); expected : the files it should hold, relative; sources : names that must not
     appear in any text or table (photo paths, subjects), where the workspace is at hand; original_hashes : SHA-256 of
-    source files and crops.
+    source files and crops; timestamps : whether differing modification times are a leak, as they are at publication (a
+    copy has others); owners : the subject of each image by its name: an attribute's value that happens to be a
+    subject's name is let be where another subject has it too.
     """
     leaks = [
         Leak("unexpected file", name, "not listed in the release's metadata")
@@ -47,35 +53,79 @@ def scan(
             leaks.append(Leak("original pixels", name, "the file equals an original, byte for byte"))
     if names != sorted(names):
         leaks.append(Leak("order", "manifest.parquet", "rows are not in the order of their random names"))
-    times = {info.get("mtime") for name, info in release.files() if release.local is not None and name in expected}
-    if len(times) > 1:
-        leaks.append(Leak("timestamps", release.url, f"{len(times)} different modification times among the files"))
+    if timestamps and times(release, expected) > 1:
+        many = times(release, expected)
+        leaks.append(Leak("timestamps", release.url, f"{many} different modification times among the files"))
     if sources:
-        leaks += _named(release, expected, sources)
+        leaks += _named(release, expected, sources, owners or {})
     return leaks
 
 
-def _named(release: Folder, expected: set[str], sources: set[str]) -> list[Leak]:
-    """Source names in texts (only file names: people may be called what any text says) and in the manifest's cells."""
+def times(release: Folder, expected: set[str]) -> int:
+    """How many different modification times the files have; 0 on an object store, which sets its own."""
+    if release.local is None:
+        return 0
+    return len({info.get("mtime") for name, info in release.files() if name in expected})
+
+
+def _named(release: Folder, expected: set[str], sources: set[str], owners: Mapping[str, str]) -> list[Leak]:
+    """Source names in texts (only file names: people may be called what any text says) and in the cells of tables."""
     leaks = []
     for name in sorted(expected):
         if name.endswith((".json", ".md", ".yaml")):
             text = release.read(name).decode("utf-8", errors="replace")
             hits = sorted(s for s in sources if posixpath.splitext(s)[1] and s in text)
         elif name == "manifest.parquet":
-            hits = sorted(sources & _cells(release.read(name)))
+            hits = _in_cells(_table_cells(release.read(name)), sources, owners)
+        elif name.endswith(".tar"):
+            hits = _in_cells(_side_cells(release.read(*name.split("/"))), sources, owners)
         else:
             continue
         leaks += [Leak("source name", name, f"holds the source name {hit!r}") for hit in hits[:5]]
     return leaks
 
 
-def _cells(parquet: bytes) -> set[str]:
+FIXED = ("name", "file", "identity", "sha256")
+"""Columns that say which image a row is: a source's name has no reason at all to be in one."""
+
+Cell = tuple[str, str, str]  # image, column, value
+
+
+def _in_cells(cells: Iterator[Cell], sources: set[str], owners: Mapping[str, str]) -> list[str]:
+    """The source names that are whole cells."""
+    hits = set()
+    shown: dict[tuple[str, str], set[str]] = {}
+    for image, column, value in cells:
+        if value not in sources:
+            continue
+        if column in FIXED:
+            hits.add(value)
+        else:
+            shown.setdefault((column, value), set()).add(owners.get(image, value))
+    # Brown is a colour where others have it too; where nobody but Brown has it, it is their name.
+    hits |= {value for (_, value), subjects in shown.items() if not subjects - {value}}
+    return sorted(hits)
+
+
+def _table_cells(parquet: bytes) -> Iterator[Cell]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(pa.BufferReader(parquet), columns=["name", "file", "identity"])
-    cells: set[str] = set()
-    for column in table.columns:
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            cells.update(str(v) for v in np.unique(np.asarray(column.drop_null().to_pylist(), dtype=str)))
-    return cells
+    table = pq.read_table(pa.BufferReader(parquet), use_threads=False, pre_buffer=False)
+    names = table["name"].to_pylist()
+    for column in table.column_names:
+        if pa.types.is_string(table[column].type) or pa.types.is_large_string(table[column].type):
+            for name, value in zip(names, table[column].to_pylist(), strict=True):
+                if value:
+                    yield name, column, value
+
+
+def _side_cells(tar: bytes) -> Iterator[Cell]:
+    """The cells of the JSON files beside the images of a WebDataset shard."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as shard:
+        for member in shard:
+            if member.isfile() and member.name.endswith(".json"):
+                content = shard.extractfile(member)
+                assert content is not None
+                name = member.name.removesuffix(".json")
+                for column, value in json.loads(content.read()).items():
+                    yield name, column, str(value)

