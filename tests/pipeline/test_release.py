@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -526,6 +527,23 @@ def test_nothing_is_published_where_the_scan_finds_a_leak(
     with pytest.raises(LeakError, match=re.escape(f"source name in README.md: holds the source name {listed.photo!r}")):
         make_release(config)
     assert not (tmp_path / "release").exists()
+
+
+def test_on_an_object_store_nothing_unscanned_is_ever_uploaded(
+    tmp_path: Path, settings: Settings, make_release: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's memory file system stands for a store: no rename, so whatever was written there would be public."""
+    store = fsspec.filesystem("memory")
+    target, words = f"memory://bucket/{tmp_path.name}", summary.readme
+    config = settings(target, **{"workspace.path": str(tmp_path / "work")})
+    listed = releases.prepare(config).listing.photos[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(summary, "readme", lambda audit, form: words(audit, form) + f"made from {listed.photo}")
+        with pytest.raises(LeakError):
+            make_release(config)
+    assert not store.find(f"/bucket/{tmp_path.name}")
+    assert make_release(config).met
+    assert len(store.find(f"/bucket/{tmp_path.name}/images")) == 12
 
 
 # -------------------------------------------------------------------------------------------------------- workspace
