@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from facecrowd.jobs.compare import read_audit, whole
 from facecrowd.pipeline import leaks, plan, publish, ray_data, steps, summary
 from facecrowd.pipeline.audit import audit
 from facecrowd.pipeline.errors import ReleaseError
@@ -23,7 +24,8 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
     """Audit a released folder. Returns the report and its lines for a person.
 
     Without the workspace: every file against the hash in the release's card, every image against its manifest row, and
-    the leak scan; the recorded figures are repeated and said to be recorded. With it: the attacks are run again, on the
+    the leak scan; that proves integrity, not origin: who made the folder may have made up all of it. The recorded
+    figures are repeated and said to be recorded. With it: the attacks are run again, on the
     pixels decoded from the released files.
 
     Raises ReleaseError when the folder is no whole release, ConfigError when the workspace did not make it.
@@ -35,11 +37,13 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
         )
     card = release.read(publish.CARD)
     listed = _listed(card, url)
+    for name in (publish.MANIFEST, publish.AUDIT):
+        if name not in listed:
+            raise ReleaseError(f"release {url}: {publish.CARD} lists no {name}, so this is no whole release")
     broken = _broken(release, listed)
     if broken:
         raise ReleaseError(f"release {url}: {len(broken)} files are missing or changed, first {broken[0]}")
-    manifest = pq.read_table(pa.BufferReader(release.read(publish.MANIFEST)))
-    rows = manifest.to_pylist()
+    rows = _manifest(release)
     try:
         for row, (name, data) in zip(rows, publish.read_images(release, rows), strict=True):
             if hashlib.sha256(data).hexdigest() != row["sha256"]:
@@ -47,8 +51,8 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
     except FileNotFoundError as error:
         raise ReleaseError(f"release {url}: an image of the manifest is missing: {error.filename or error}") from None
     expected = {*listed, publish.CARD, *(row["file"] for row in rows)}
-    hits = leaks.scan(release, publish.read_images(release, rows), expected)
-    report = json.loads(release.read(publish.AUDIT))
+    hits = leaks.scan(release, publish.read_images(release, rows), expected, timestamps=False)
+    report = read_audit(release)
     if workspace is None:
         origin = "recorded when the release was made; give --workspace to measure again"
     else:
@@ -57,7 +61,23 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
     report["leaks"] = [asdict(hit) for hit in hits]
     report["met"] = report["met"] and not hits
     lines = [f"{len(rows)} images, {len(listed)} files: all as published", f"figures: {origin}"]
-    return report, lines + summary.verdict_lines(report)
+    if (times := leaks.times(release, expected)) > 1:
+        lines.append(f"note: {times} different modification times among the files, as a copy may have")
+    with whole(url):
+        return report, lines + summary.verdict_lines(report)
+
+
+def _manifest(release: Folder) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(pa.BufferReader(release.read(publish.MANIFEST)), use_threads=False, pre_buffer=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        what = str(error).splitlines()[0]
+        raise ReleaseError(f"release {release.url}: {publish.MANIFEST} is not readable: {what}") from None
+    for column in ("name", "file", "sha256"):
+        if column not in table.column_names:
+            raise ReleaseError(f"release {release.url}: {publish.MANIFEST} has no column {column}")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def _listed(card: bytes, url: str) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from facecrowd.pipeline.errors import ReleaseError
@@ -28,9 +30,14 @@ COLUMNS = (
 def compare(urls: list[str]) -> list[dict[str, Any]]:
     """One row per release: its table-level privacy, and rank-1 re-identification per subject for each gallery.
 
-    Raises ReleaseError for a folder without an audit.
+    Raises ReleaseError for a folder without an audit, or with one that is none.
     """
-    return [_row(url, _audit(url)) for url in urls]
+    rows = []
+    for url in urls:
+        audit = read_audit(Folder(url))
+        with whole(url):
+            rows.append(_row(url, audit))
+    return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -40,12 +47,41 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _audit(url: str) -> dict[str, Any]:
-    folder = Folder(url)
-    if not folder.exists(AUDIT):
-        raise ReleaseError(f"release {url}: no {AUDIT} in it")
-    audit: dict[str, Any] = json.loads(folder.read(AUDIT))
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "classes": (dict, type(None)),
+    "counts": dict,
+    "detection_rate": (int, float, type(None)),
+    "guarantee": dict,
+    "identity": dict,
+    "leaks": list,
+    "met": bool,
+    "method": str,
+    "reidentification": list,
+    "requirements": list,
+}
+"""What every audit holds."""
+
+
+def read_audit(release: Folder) -> dict[str, Any]:
+    """The audit that a release carries. Raises ReleaseError where there is none, or where it is none."""
+    if not release.exists(AUDIT):
+        raise ReleaseError(f"release {release.url}: no {AUDIT} in it")
+    with whole(release.url):
+        audit: dict[str, Any] = json.loads(release.read(AUDIT))
+        for key, kind in KEYS.items():
+            if not isinstance(audit[key], kind):
+                raise TypeError(f"{key} is {type(audit[key]).__name__}")
     return audit
+
+
+@contextmanager
+def whole(url: str) -> Iterator[None]:
+    """Say of what is not as an audit has it that the file is no audit."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ReleaseError(f"release {url}: {AUDIT} is not the audit of a release ({what})") from None
 
 
 def _row(url: str, audit: dict[str, Any]) -> dict[str, Any]:
