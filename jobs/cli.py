@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
+import select
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -55,7 +58,15 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
         from facecrowd.stages.models import ModelError
 
         try:
+            _can_write(kwargs.get("json_file"))
             command(*args, **kwargs)
+        except typer.Exit as done:
+            _nobody_reads()
+            raise typer.Exit(done.exit_code) from None
+        except (typer.Abort, typer.BadParameter):
+            raise
+        except SystemExit:  # rich's word for a reader that went away
+            raise typer.Exit(UNFINISHED) from None
         except FacecrowdError as error:
             raise _stop(error, error.exit_code) from None
         except (ModelError, PrivacyError) as error:
@@ -63,14 +74,51 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             raise _stop("interrupted; start it again to go on", UNFINISHED) from None
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                raise typer.Exit(UNFINISHED) from None
             raise _stop(f"{error.filename or ''} {error.strerror or error}".strip(), UNFINISHED) from None
+        except Exception as error:
+            if os.environ.get("FACECROWD_DEBUG") == "1":
+                traceback.print_exc()
+            what = " ".join(str(error).split())[:500]
+            raise _stop(f"unexpected: {type(error).__name__}: {what}; please report it", UNFINISHED) from None
+        _nobody_reads()
 
     return run
+
+
+def _nobody_reads() -> bool:
+    """Send all output. Whether its reader has gone (``| head``): no failure of the job, and no more is tried."""
+    try:
+        sys.stdout.flush()
+        gone = select.poll()
+        gone.register(sys.stdout.fileno(), 0)
+        if not gone.poll(0):
+            return False
+    except BrokenPipeError:
+        pass
+    except (OSError, ValueError):  # no file behind it
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _stop(what: object, code: int) -> typer.Exit:
     print(f"facecrowd: {what}", file=sys.stderr)
     return typer.Exit(code)
+
+
+def _can_write(file: Path | None) -> None:
+    """Refuse a --json file that could not be written, before the work whose figures it is for."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise configs.ConfigError(f"--json {file}: a folder is in the way")
+    parent = next(p for p in file.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise configs.ConfigError(f"--json {file}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise configs.ConfigError(f"--json {file}: {parent} is not writable")
 
 
 # --------------------------------------------------------------------------------------------------------- release
@@ -268,7 +316,11 @@ def audit(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
     overrides: dict[str, Any],
 ) -> None:
-    """Check a release (hashes, leaks, privacy), or hold any table of people against a policy."""
+    """Check a release (hashes, leaks, privacy), or hold any table of people against a policy.
+
+    Without --workspace this proves integrity, not origin: the files are those that the release's card lists, and the
+    figures are the ones it came with. With it they are measured again.
+    """
     if (release is None) == (table is None):
         raise configs.ConfigError("audit checks either a RELEASE or a --table; give one of the two")
     if release is not None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -283,6 +284,63 @@ def test_an_interrupted_job_says_that_it_can_go_on(
     monkeypatch.setattr(releases, "release", interrupt)
     result = invoke(*flags(tmp_path / "release"))
     assert (result.exit_code, sentence(result)) == (3, "interrupted; start it again to go on")
+
+
+def test_what_nobody_foresaw_is_a_sentence_and_a_traceback_only_for_who_asks(
+    tmp_path: Path, flags: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: Any) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(releases, "release", break_down)
+    monkeypatch.delenv("FACECROWD_DEBUG", raising=False)
+    result = invoke(*flags(tmp_path / "release"))
+    assert result.exit_code == 3
+    assert sentence(result) == "unexpected: ZeroDivisionError: division by zero; please report it"
+    monkeypatch.setenv("FACECROWD_DEBUG", "1")
+    result = invoke(*flags(tmp_path / "release"))
+    assert result.exit_code == 3
+    assert "Traceback" in result.stderr
+    assert "in break_down" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words, unbuffered, code", [(("audit",), "", 0), (("audit",), "1", 3), (("models", "list"), "", 3)]
+)
+def test_a_reader_that_goes_away_is_no_complaint(
+    words: tuple[str, ...], unbuffered: str, code: int, released: Outcome
+) -> None:
+    arguments = [*words, *([released.release.root] if words == ("audit",) else [])]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "facecrowd.jobs.cli", *arguments],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_file_for_figures_that_cannot_be_is_refused_before_the_job(
+    tmp_path: Path, flags: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releases, "prepare", lambda *_, **__: pytest.fail("the job began"))
+    (tmp_path / "file").write_text("")
+    for file, why in ((tmp_path / "file" / "x.json", f"{tmp_path}/file is not a folder"), (tmp_path, "a folder is in")):
+        result = invoke(*flags(tmp_path / "release", "--json", str(file)))
+        assert result.exit_code == 2
+        assert sentence(result).startswith(f"--json {file}: {why}")
+
+
+def test_the_help_of_audit_says_what_it_proves() -> None:
+    assert "proves integrity, not origin" in " ".join(commands()["audit"].help.split())
 
 
 def test_progress_goes_to_standard_error_and_the_verdict_to_standard_output(
