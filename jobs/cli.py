@@ -212,7 +212,7 @@ def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
 def release(
     *,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same keys; flags win over it.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, fetch and write nothing.")] = False,
     json_file: JsonFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
     overrides: dict[str, Any],
@@ -222,7 +222,7 @@ def release(
     from facecrowd.pipeline.summary import verdict_lines
 
     settings = configs.load(config, {dotted: _parsed(dotted, value) for dotted, value in overrides.items()})
-    prepared = releases.prepare(settings)
+    prepared = releases.prepare(settings, dry=dry_run)
     if dry_run:
         for line in prepared.lines():
             print(line)

@@ -68,7 +68,7 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
             options |= {"include_dashboard": False, "object_store_memory": 512 * 2**20}
             if cpus:
                 options["num_cpus"] = cpus
-        _answers(address)
+        answers(address)
         try:
             with _hushed():
                 ray.init(**options)
@@ -90,7 +90,7 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
             ray.shutdown()
 
 
-def _answers(address: str) -> None:
+def answers(address: str) -> None:
     """Refuse a host and port where nothing listens: Ray would try them again for many minutes, without a word."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from facecrowd.pipeline import leaks, publish, ray_data, steps, summary
+from facecrowd.pipeline import leaks, preflight, publish, ray_data, steps, summary
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.audit import Counts, Released, audit
 from facecrowd.pipeline.config import ReleaseConfig
@@ -58,7 +57,7 @@ class Prepared:
         return [
             f"input: {photos} photos, subjects from {self.listing.subjects}{named}",
             f"method: {c.method.name}, k: {c.policy.k}, output: {c.output}",
-            f"models: {c.detect.detector} and {c.detect.recogniser}, hashes checked",
+            preflight.models_line(c.detect, self.hashes),
             f"release: {c.release.path}, workspace: {c.workspace_path}",
             "everything checked; nothing was written",
         ]
@@ -86,8 +85,8 @@ class Outcome:
         return bool(self.audit["met"])
 
 
-def prepare(config: ReleaseConfig) -> Prepared:
-    """Check everything that can be known before work starts; models that are missing are fetched.
+def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
+    """Check everything that can be known before work starts; models that are missing are fetched, in a dry run not.
 
     Raises ConfigError, InputError, PolicyError or ModelError.
     """
@@ -104,9 +103,11 @@ def prepare(config: ReleaseConfig) -> Prepared:
             f"k = {config.policy.k} cannot be reached: the input names {found.named_subjects()} people; "
             "lower k or add people"
         )
-    prepared = Prepared(config, found, model_hashes(config))
+    prepared = Prepared(config, found, preflight.model_hashes(config.detect, download=not dry))
     _apart(prepared)
-    _space(prepared)
+    preflight.room(config, found.photos)
+    if dry:
+        preflight.cluster(config.compute)
     prepared.workspace.check()
     publish.check_target(config, ours=_began(prepared))
     return prepared
@@ -134,20 +135,6 @@ def _apart(prepared: Prepared) -> None:
                 if a == "input" and not os.path.isdir(first):
                     continue
                 raise ConfigError(f"{b} {places[b]} lies inside {a} {places[a]}; keep the two apart")
-
-
-def _space(prepared: Prepared) -> None:
-    """Crops and rendered faces take about 60 kB per photo in the workspace, and half of that in the release."""
-    local = prepared.workspace.folder.local
-    if local is None:
-        return
-    parent = next(p for p in (local, *local.resolve().parents) if p.exists())
-    need = 90_000 * len(prepared.listing.photos)
-    free = shutil.disk_usage(parent).free
-    if free < need:
-        raise ConfigError(f"workspace {local}: {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed")
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"workspace {local}: {parent} is not writable")
 
 
 Execute = Callable[[ray_data.Step, Sequence[int], Progress], None]
@@ -633,11 +620,7 @@ def model_rows(config: ReleaseConfig, hashes: dict[str, str]) -> list[dict[str, 
 
 def model_hashes(config: ReleaseConfig) -> dict[str, str]:
     """SHA-256 of the detector's and the recogniser's file; fetched where they are missing. Raises ModelError."""
-    detect = config.detect
-    return {
-        "detector": models.sha256(models.resolve(detect.detector, "detection", folder=detect.models)),
-        "recogniser": models.sha256(models.resolve(detect.recogniser, "recognition", folder=detect.models)),
-    }
+    return preflight.model_hashes(config.detect)
 
 
 def model_row(purpose: str, name: str, digest: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import release as releases
 from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.summary import verdict_lines
+from facecrowd.stages import models
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Flags = Callable[..., list[str]]
@@ -105,7 +106,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> configs.
     """The config that the arguments come to."""
     seen: list[configs.ReleaseConfig] = []
 
-    def stop(config: configs.ReleaseConfig) -> releases.Prepared:
+    def stop(config: configs.ReleaseConfig, dry: bool) -> releases.Prepared:
         seen.append(config)
         raise configs.ConfigError("far enough")
 
@@ -220,6 +221,39 @@ def test_a_dry_run_checks_everything_and_writes_nothing(
     assert result.stdout.endswith("everything checked; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
     assert tree(photos) == before
+
+
+def test_a_dry_run_fetches_nothing_and_says_what_a_run_would(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACECROWD_MODELS", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("INSIGHTFACE_HOME", raising=False)
+    monkeypatch.setattr(models, "_fetch", lambda *_: pytest.fail("fetched in a dry run"))
+    result = invoke("release", "--input", photos, "--output", tmp_path / "release", "--k", 3, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert (
+        "models: scrfd-500m and arcface-mobilefacenet, not here yet and fetched first: scrfd-500m, "
+        "arcface-mobilefacenet" in result.stdout.splitlines()
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    "flag, name, said",
+    [
+        ("--detector", "arcface-mobilefacenet", "arcface-mobilefacenet is no face detector: it is a recogniser"),
+        ("--recogniser", "scrfd-500m", "scrfd-500m is no recogniser: it is a face detector"),
+    ],
+)
+def test_a_model_for_another_task_is_refused_before_any_work(
+    tmp_path: Path, flags: Flags, dry: tuple[str, ...], flag: str, name: str, said: str
+) -> None:
+    result = invoke(*flags(tmp_path / "release", flag, name, *dry))
+    assert result.exit_code == 2
+    assert sentence(result).startswith(said)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
