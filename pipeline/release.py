@@ -227,9 +227,11 @@ class _Run:
         publish.check_target(self.config, ours=self.began())
         if done is not None:
             return done
-        self.progress.say(
-            f"photos: {len(self.prepared.listing.photos)}, subjects from: {self.prepared.listing.subjects}"
-        )
+        listed = self.prepared.listing
+        self.progress.say(f"photos: {len(listed.photos)}, subjects from: {listed.subjects}")
+        if listed.skipped:
+            passed = ", ".join(f"{count} {kind}" for kind, count in listed.skipped.items())
+            self.progress.say(f"passed over, no photos: {passed}")
         try:
             self._photos()
             self._faces()
@@ -630,5 +632,5 @@ def model_row(purpose: str, name: str, digest: str) -> dict[str, str]:
         "name": name if known else f"the user's own ({os.path.basename(name)})",
         "purpose": purpose,
         "sha256": digest,
-        "licence": known.licence if known else "as the user has it",
+        "licence": models.licence_of(name, digest),
     }
