@@ -69,7 +69,7 @@ def room(config: ReleaseConfig, photos: Sequence[Photo]) -> None:
             continue
         # The release is moved to its place whole, so that its parent is written to.
         parents = local.absolute().parents if url == config.release.path else (local, *local.absolute().parents)
-        parent = next(p for p in parents if p.exists())
+        parent = next((p for p in parents if p.exists()), Path("/"))
         if not parent.is_dir():
             raise ConfigError(f"{where}: {parent} is not a folder")
         if not os.access(parent, os.W_OK | os.X_OK):

@@ -177,6 +177,16 @@ def test_a_bad_config_is_a_sentence_that_names_file_and_key(tmp_path: Path, text
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("role", ["--quasi-identifiers", "--sensitive"])
+def test_a_column_that_names_people_is_never_released(tmp_path: Path, role: str) -> None:
+    (tmp_path / "m.csv").write_text("path,celebrity\n1.jpg,ann\n2.jpg,bob\n")
+    for flag in ("--subject-column", "--subject"):
+        where = ("--input", tmp_path / "m.csv", "--output", tmp_path / "out")
+        result = invoke("release", *where, flag, "celebrity", role, "celebrity", "--k", 2)
+        assert result.exit_code == 2
+        assert sentence(result).startswith("celebrity names people or photos")
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x80"])
 def test_an_unreadable_config_is_named(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:

@@ -59,6 +59,16 @@ def test_what_cannot_be_written_is_named_before_the_room(
     assert str(error.value) == f"{where} {place}: {tmp_path}/shut is not writable"
 
 
+def test_a_release_is_moved_to_its_place_so_the_folder_above_must_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shut" / "out").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut")
+    changes = {"release.path": str(tmp_path / "shut" / "out"), "workspace.path": str(tmp_path / "w")}
+    with pytest.raises(ConfigError, match="shut is not writable"):
+        preflight.room(config(tmp_path, **changes), PHOTOS)
+
+
 def test_a_file_on_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file is not a folder"):
