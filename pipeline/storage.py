@@ -177,7 +177,7 @@ class Parts:
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         with self.folder.fs.open(self.folder.at(self.name(part)), "rb") as file:
-            return pq.read_table(file, columns=list(columns) if columns else None)
+            return pq.read_table(file, columns=list(columns) if columns else None, use_threads=False)
 
     def read_rows(self, part: int, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """Single rows of a part, in the order given, reading only the row groups that hold them."""
