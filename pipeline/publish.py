@@ -272,7 +272,7 @@ def read_images(release: Folder, rows: Sequence[dict[str, Any]]) -> Iterator[tup
 
 def _read_shard(data: bytes, file: str) -> dict[str, bytes]:
     if file.endswith(".parquet"):
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(data), use_threads=False, pre_buffer=False)
         return dict(zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = [m for m in tar.getmembers() if m.name.endswith(".jpg")]

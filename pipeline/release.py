@@ -424,12 +424,14 @@ class _Run:
             publication.write_text(publish.LICENCES, summary.licences(report))
             publication.write_text(publish.README, summary.readme(report, form))
             publication.stamp()
+            ids = plan.face_id if config.output == "crop" else plan.photo
             hits = leaks.scan(
                 publication.staging,
                 publication.images(),
                 publication.expected(),
                 self._sources(plan),
                 self._originals(),
+                owners={name: str(plan.subject_id[row]) for row in plan.kept for name in names.get(ids[row], [])},
             )
             hits += [
                 leaks.Leak("original pixels", "images", f"the face of class {c} is one member's, not a mean of several")

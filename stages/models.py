@@ -420,6 +420,14 @@ def check_task(file: Path, task: Task) -> None:
         raise WrongTask(f"{file} is no face detector with five landmarks, which aligning a face needs")
 
 
+def embedding_width(file: str | os.PathLike[str]) -> int:
+    """How many numbers a recogniser gives for a face; 0 where its file does not say."""
+    import onnx
+
+    output = onnx.load(os.fspath(file), load_external_data=False).graph.output[0]
+    return int(output.type.tensor_type.shape.dim[-1].dim_value)
+
+
 def licence_of(name: str | os.PathLike[str], sha256: str) -> str:
     """The terms of a model that was used, by the bytes of its file or else by what it was called.
 

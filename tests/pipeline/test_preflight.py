@@ -95,3 +95,11 @@ def test_a_file_for_another_task_is_refused(tmp_path: Path, model_folder: str | 
     shutil.copyfile(models.path("arcface-mobilefacenet", folder=model_folder), own)
     with pytest.raises(models.WrongTask, match=f"{own} is no face detector: it is one for recognition"):
         preflight.model_hashes(Detect(detector=str(own), models=model_folder))
+
+
+def test_a_recogniser_whose_embeddings_do_not_fit_the_manifests_is_refused(
+    model_folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "EMBEDDING_SIZE", 128)
+    with pytest.raises(ConfigError, match="gives 512 numbers for a face; the manifests hold 128"):
+        preflight.model_hashes(Detect(models=model_folder))

@@ -529,6 +529,24 @@ def test_nothing_is_published_where_the_scan_finds_a_leak(
     assert not (tmp_path / "release").exists()
 
 
+def test_people_called_as_attributes_are_is_no_leak(
+    tmp_path: Path, settings: Settings, make_release: Make, people: list[Path]
+) -> None:
+    rows = ["image_id,tall"]
+    for i, person in enumerate(people[:4]):
+        (tmp_path / "in" / str(i)).mkdir(parents=True)
+        shutil.copy(sorted(person.glob("*.jpg"))[0], tmp_path / "in" / str(i) / f"{person.name}.jpg")
+        rows.append(f"{person.name}.jpg,{i % 2}")
+    (tmp_path / "tall.csv").write_text("\n".join(rows))
+    asked = {
+        "input.path": str(tmp_path / "in"),
+        "input.attributes": str(tmp_path / "tall.csv"),
+        "policy.quasi_identifiers": ["tall"],
+        "policy.k": 2,
+    }
+    assert make_release(settings(tmp_path / "release", **asked)).met
+
+
 def test_on_an_object_store_nothing_unscanned_is_ever_uploaded(
     tmp_path: Path, settings: Settings, make_release: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
