@@ -369,7 +369,7 @@ def plan(
     *,
     table: Annotated[str, TableFile],
     policy: PolicyFile = None,
-    method: Annotated[str, typer.Option(help="mondrian, suppress, ppas or ppas-verified.")] = "mondrian",
+    method: Annotated[str, typer.Option(help="mondrian, suppress, k-same, ppas or ppas-verified.")] = "mondrian",
     output: Annotated[str, typer.Option(help="Folder for plan.parquet, classes.parquet and verdict.json.")],
     earlier: Annotated[
         list[str] | None,

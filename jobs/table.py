@@ -47,7 +47,7 @@ from facecrowd.privacy.classes import Histogram, equivalence_classes, regrouped
 from facecrowd.privacy.updates import Published, check_updates, extend
 from facecrowd.privacy.verdict import Requirement
 
-METHODS = ("mondrian", "suppress", "ppas", "ppas-verified")
+METHODS = ("mondrian", "suppress", "k-same", "ppas", "ppas-verified")
 PLAN, CLASSES, VERDICT = "plan.parquet", "classes.parquet", "verdict.json"
 COLUMNS = ("class_id", "suppressed", "reason")
 """What a plan adds to the subject and the released values."""
@@ -250,8 +250,8 @@ def plan_table(
     asked = ask(table, policy, base)
     if earlier and not policy.per_subject:
         raise ConfigError("--earlier needs per_subject: true, one vector per subject")
-    if earlier and method.startswith("ppas"):
-        raise ConfigError(f"--earlier goes with mondrian or suppress; {method} chooses columns anew")
+    if earlier and method not in ("mondrian", "suppress"):
+        raise ConfigError(f"--earlier goes with mondrian or suppress; {method} chooses classes anew")
     kept = _kept(earlier, table, asked)
     clash = [name for name in COLUMNS if name in asked.roles.columns]
     if clash:
@@ -337,6 +337,11 @@ def made(method: str, cells: Cells, asked: Asked, workspace: str, earlier: Seque
 
         randomised = randomise(cells, limits.epsilon, digest)
         cells, epsilon = randomised.cells, randomised.epsilon
+    if method == "k-same":
+        from facecrowd.privacy.ksame import k_same
+
+        same = k_same(cells, limits, reference=asked.public)
+        return Made(same.cells, same.plan, epsilon)
     if earlier:
         later = extend(earlier, cells, limits, planner=_planner(method, asked), reference=asked.public)
         return Made(later.cells, later.plan, epsilon, over_time=figures(later.updates))

@@ -186,6 +186,7 @@ class Assessment:
             lines.append(
                 f"what it cost: {self.loss.rows_changed:,} of {self.loss.rows:,} rows changed, "
                 f"{self.loss.rows_suppressed:,} of them suppressed, {self.loss.ncp:.2%} of information lost"
+                + (f", {self.loss.changed:.2%} of values replaced by others" if self.loss.changed else "")
             )
         if self.curve:
             lines += ["can it be more private? what each policy takes:", *(f"  {cost}" for cost in self.curve)]
