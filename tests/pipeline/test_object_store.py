@@ -181,14 +181,14 @@ def test_a_job_killed_on_an_object_store_resumes_there_beside_others_in_its_cata
     tree: Tree,
 ) -> None:
     config = on_s3(settings, "killed", key, bucket)
-    kills = 0
-    while (result := run(config, bucket, tmp_path, act=70)).returncode == KILLED:
+    # A publication begins anew when it is killed (it takes some 110 acts here), so the kills come at chosen ones: twice
+    # among the tables, while the release is written here, and while it is uploaded.
+    for act in (70, 70, 60, 100):
+        assert run(config, bucket, tmp_path, act=act).returncode == KILLED
         # Without its card, what lies there is no release.
         assert "metadata.json" not in bucket.tree("killed")
-        kills += 1
-        assert kills < 10
+    result = run(config, bucket, tmp_path, act=0)
     assert result.returncode == 0, result.stderr
-    assert kills >= 1
     assert bucket.tree("killed") == tree(released.release.root)
     # Both workspaces have their rows in the one catalog, each exactly once.
     catalog = load_catalog("loopback", **bucket.catalog)
