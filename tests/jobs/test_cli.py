@@ -312,11 +312,11 @@ def test_a_job_that_finds_nobody_exits_with_2(tmp_path: Path, flags: Flags, run_
 
 def test_what_the_machine_refuses_exits_with_3(tmp_path: Path, flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device", "/work/part")
+        raise OSError(28, "No space left on device", "/disk/part")
 
     monkeypatch.setattr(releases, "release", full)
     result = invoke(*flags(tmp_path / "release"))
-    assert (result.exit_code, sentence(result)) == (3, "/work/part No space left on device")
+    assert (result.exit_code, sentence(result)) == (3, "/disk/part No space left on device")
 
 
 def test_an_interrupted_job_says_that_it_can_go_on(
