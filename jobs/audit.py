@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facecrowd.jobs.compare import read_audit, whole
-from facecrowd.pipeline import leaks, plan, publish, ray_data, steps, summary
+from facecrowd.pipeline import leaks, plan, preflight, publish, ray_data, steps, summary
 from facecrowd.pipeline.audit import audit
 from facecrowd.pipeline.errors import ReleaseError
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Record, model_hashes, model_rows, released_faces, rendered_hashes
+from facecrowd.pipeline.release import Record, model_rows, released_faces, rendered_hashes
 from facecrowd.pipeline.schema import FACES, JUDGED, LINK, PLAN, RENDERED
 from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
 
@@ -127,7 +127,9 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
     rendered = workspace.parts(RENDERED, record.runs["rendered"])
     hashes = _hashes(link, count, planned) if config.output == "crop" else rendered_hashes(rendered, record.parts)
     seen = released_faces(planned, judged, count, hashes)
-    return audit(config, planned, seen, key, record.counts, images, model_rows(config, model_hashes(config)))
+    return audit(
+        config, planned, seen, key, record.counts, images, model_rows(config, preflight.model_hashes(config.detect))
+    )
 
 
 def _hashes(link: Parts, parts: int, planned: plan.Plan) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from facecrowd.pipeline import leaks, preflight, publish, ray_data, steps, summary
@@ -433,10 +434,14 @@ class _Run:
                 self._originals(),
                 owners={name: str(plan.subject_id[row]) for row in plan.kept for name in names.get(ids[row], [])},
             )
-            hits += [
-                leaks.Leak("original pixels", "images", f"the face of class {c} is one member's, not a mean of several")
-                for c in (lone_surrogates(plan, seen) if config.method.name == "k-same" else [])
-            ]
+            if config.method.name == "k-same":
+                surrogates = self.parts(SURROGATES, "rendered").read_all(
+                    self._member_parts(plan), ["class_id", "embedding"]
+                )
+                what = "the face of class {} is one member's, not a mean of several"
+                hits += [
+                    leaks.Leak("original pixels", "images", what.format(c)) for c in lone_surrogates(plan, surrogates)
+                ]
             if hits:
                 raise LeakError(f"release not published: {summary.leak_lines([asdict(hit) for hit in hits])}")
             title = f"facecrowd {config.method.name} release"
@@ -578,18 +583,17 @@ LONE = 0.98
 """Cosine from which a surrogate is one member's own face. A mean of people who differ stays well below it."""
 
 
-def lone_surrogates(plan: planning.Plan, seen: Released) -> list[int]:
-    """Classes whose released face the recogniser takes for an original of one of its members, as if never averaged."""
-    found = []
+def lone_surrogates(plan: planning.Plan, surrogates: pa.Table) -> list[int]:
+    """Classes whose surrogate the recogniser takes for an original of one of its members, as if never averaged.
+
+    surrogates : class_id and embedding of every class
+    """
     rows = plan.kept
     order = rows[np.argsort(plan.class_id[rows], kind="stable")]
-    of_class = dict(zip(plan.class_id[seen.row].tolist(), seen.embedding, strict=True))
-    cuts = np.flatnonzero(np.diff(plan.class_id[order])) + 1
-    for members in np.split(order, cuts):
-        class_id = int(plan.class_id[members[0]])
-        if class_id in of_class and float((plan.embedding[members] @ of_class[class_id]).max()) >= LONE:
-            found.append(class_id)
-    return found
+    members = np.split(order, np.flatnonzero(np.diff(plan.class_id[order])) + 1)
+    faces = dict(zip(surrogates["class_id"].to_pylist(), steps.embedding_array(surrogates["embedding"]), strict=True))
+    of_class = {int(plan.class_id[of[0]]): of for of in members}
+    return [c for c, of in of_class.items() if float((plan.embedding[of] @ faces[c]).max()) >= LONE]
 
 
 def rendered_hashes(rendered: Parts, count: int) -> list[str]:
@@ -620,11 +624,6 @@ def model_rows(config: ReleaseConfig, hashes: dict[str, str]) -> list[dict[str, 
     """The models of a run as the audit names them."""
     names = {"detector": config.detect.detector, "recogniser": config.detect.recogniser}
     return [model_row(purpose, name, hashes[purpose]) for purpose, name in names.items()]
-
-
-def model_hashes(config: ReleaseConfig) -> dict[str, str]:
-    """SHA-256 of the detector's and the recogniser's file; fetched where they are missing. Raises ModelError."""
-    return preflight.model_hashes(config.detect)
 
 
 def model_row(purpose: str, name: str, digest: str) -> dict[str, str]:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from facecrowd.privacy.errors import HierarchyError
 
 Kind = Literal["binary", "categorical", "ordered", "numeric"]
-Role = Literal["identifier", "quasi-identifier", "sensitive", "insensitive"]
 
 ANY = "*"
 """The label of the whole domain."""

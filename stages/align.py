@@ -122,11 +122,6 @@ def warp(photo: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], bor
     )
 
 
-def recogniser_matrix(crop_size: int) -> np.ndarray:
-    """(2, 3) float64 from an FFHQ crop of ``crop_size`` to ArcFace's 112², by the templates' points alone."""
-    return similarity(template(crop_size)[None], template(ARCFACE_SIZE, "arcface"))[0]
-
-
 class Align(Stage):
     """Aligned crops of the faces of a batch.
 
