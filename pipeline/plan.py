@@ -22,6 +22,7 @@ from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.steps import embedding_array
 from facecrowd.pipeline.subjects import Subjects, assign, subject_means
 from facecrowd.privacy import policy as limits
+from facecrowd.privacy.attributes import ANY
 from facecrowd.privacy.classes import equivalence_classes, histogram, per_subject_majority
 from facecrowd.privacy.microaggregation import microaggregate
 from facecrowd.privacy.requirements import Requirements
@@ -235,15 +236,22 @@ def _images(subject_id: np.ndarray, per_subject: int | None) -> np.ndarray:
 
 
 def _class_majority(class_id: np.ndarray, person: np.ndarray, quasi: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The value most of a class's subjects have, each with their own majority; what the whole class will show."""
+    """What the whole class of each row shows: the value most of its subjects have, each with their own majority.
+
+    Where no two of them share a value, the most frequent one would be one member's own, so ``*`` is shown.
+    """
     vectors = per_subject_majority(person, _table(quasi))
-    first = np.unique(person, return_index=True)[1]
-    return _columns(_rows_of(per_subject_majority(class_id[first], vectors.vectors), class_id))
-
-
-def _rows_of(shown: Any, class_id: np.ndarray) -> pa.Table:
-    position = {c: i for i, c in enumerate(shown.subjects.to_pylist())}
-    return shown.vectors.take(pa.array([position[c] for c in class_id.tolist()]))
+    crowd = class_id[np.unique(person, return_index=True)[1]]
+    majority = per_subject_majority(crowd, vectors.vectors)
+    position = {c: i for i, c in enumerate(majority.subjects.to_pylist())}
+    at = np.array([position[c] for c in class_id.tolist()])
+    of = majority.row_subject
+    shown = {}
+    for name, values in _columns(majority.vectors).items():
+        votes = np.bincount(of, weights=_objects(vectors.vectors[name]) == values[of], minlength=len(values))
+        alone = (votes < 2) & (np.bincount(of) > 1)
+        shown[name] = np.where(alone, ANY, values)[at]
+    return shown
 
 
 def _objects(column: pa.ChunkedArray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from facecrowd.pipeline import plan as planning
+from facecrowd.pipeline import release
 from facecrowd.pipeline.config import ReleaseConfig, load
 from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.plan import Plan, subject_means
@@ -160,3 +161,29 @@ def test_a_subjects_mean_weighs_every_photo_and_has_length_one() -> None:
     for i in range(3):
         mean = vectors[person == i].mean(axis=0)
         assert means[i] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
+
+
+def test_a_class_never_shows_a_value_that_only_one_of_its_people_has() -> None:
+    """Ages all different: the most frequent one would be somebody's own."""
+    photos, faces = tables(SEVEN)
+    number = {person: str(20 + i) for i, person in enumerate(SEVEN)}
+    attributes = [[("Age", number[person]), ("Hat", "1")] for person in photos["subject"].to_pylist()]
+    column = pa.array(attributes, photos.schema.field("attributes").type)
+    photos = photos.set_column(photos.schema.get_field_index("attributes"), "attributes", column)
+    plan = planning.make(config(**{"policy.quasi_identifiers": ["Age", "Hat"]}), "folder", photos, faces)
+    assert set(plan.released["Age"]) == {"*"}
+    assert set(plan.released["Hat"]) == {"1"}
+
+
+def test_a_surrogate_that_is_one_members_own_face_is_found() -> None:
+    plan = planned(SEVEN)
+    mean = [plan.embedding[plan.class_id == c].mean(axis=0) for c in range(plan.classes)]
+    faces = [vector / np.linalg.norm(vector) for vector in mean]
+
+    def table(embeddings: list[Any]) -> pa.Table:
+        typed = pa.array([e.tolist() for e in embeddings], pa.list_(pa.float32(), 512))
+        return pa.table({"class_id": list(range(plan.classes)), "embedding": typed})
+
+    assert release.lone_surrogates(plan, table(faces)) == []
+    copied = [plan.embedding[plan.class_id == 0][0], *faces[1:]]
+    assert release.lone_surrogates(plan, table(copied)) == [0]
