@@ -67,13 +67,13 @@ def test_a_forest_grown_by_scikit_learn_alone_compiles_to_the_same_answers(data)
     np.testing.assert_allclose(found, forest.predict_proba(rounded(features))[:, 1], atol=2.5e-4)
 
 
-def test_features_on_a_threshold_and_beside_it_go_where_scikit_learn_sends_them():
-    ones = np.float16(1)
-    values = np.array([ones, np.nextafter(ones, np.float16(2)), np.nextafter(ones, np.float16(0))], np.float32)
-    forest = RandomForestClassifier(8, bootstrap=False, random_state=0).fit(values[:, None], [0, 1, 0])
-    np.testing.assert_allclose(
-        compile_forests([forest]).predict(values[:, None])[:, 0], forest.predict_proba(values[:, None])[:, 1]
-    )
+def test_neighbouring_float16_features_are_told_apart_as_scikit_learn_does():
+    values = (1 + np.arange(8) / 1024).astype(np.float32)[:, None]
+    assert (rounded(values) == values).all()
+    forest = RandomForestClassifier(8, bootstrap=False, random_state=0).fit(values, [0, 1] * 4)
+    found = compile_forests([forest]).predict(values)[:, 0]
+    np.testing.assert_array_equal(found, forest.predict_proba(values)[:, 1])
+    assert found.tolist() == [0, 1] * 4
 
 
 def test_the_paper_has_no_class_weights_and_neither_have_these(data):
