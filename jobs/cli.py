@@ -1,4 +1,4 @@
-"""The command line: ``facecrowd release|audit|plan|models|bench|demo``.
+"""The command line: ``facecrowd release|audit|plan|train|evaluate|models|bench|demo``.
 
 The flags of ``release`` are made from ``pipeline/config.py``, so that a field of the config and its flag cannot part.
 Exit codes: 0 it ran and what was asked holds; 1 it ran, and the policy or audit is not met; 2 bad usage, config or
@@ -40,6 +40,12 @@ models_app = typer.Typer(help="The models facecrowd uses: list, fetch and check 
 app.add_typer(models_app, name="models")
 bench_app = typer.Typer(help="How fast facecrowd is, measured against others in the same run.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+train_app = typer.Typer(
+    help="Train what facecrowd ships, or your own; a killed training resumes.", no_args_is_help=True
+)
+app.add_typer(train_app, name="train")
+evaluate_app = typer.Typer(help="Measure the shipped networks on labelled faces.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the same figures as JSON to this file.")]
 
@@ -310,6 +316,9 @@ def audit(
         list[str] | None, typer.Option(help="With --plan: folder of an earlier plan; the two must not undo each other.")
     ] = None,
     curve: Curve = False,
+    confusion: Annotated[
+        str | None, typer.Option(help="With --table: JSON of a predictor's error rates; how they move k, l and t.")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="Folder for classes.parquet and verdict.json.")] = None,
     address: Address = None,
     json_file: JsonFile = None,
@@ -330,6 +339,7 @@ def audit(
             "policy": policy,
             "plan": plan,
             "earlier": earlier,
+            "confusion": confusion,
             "output": output,
             "address": address,
             **overrides,
@@ -355,6 +365,7 @@ def audit(
             curve=curve,
             output=output,
             address=address,
+            confusion=confusion,
         )
     for line in lines:
         print(line)
@@ -434,6 +445,112 @@ def demo(
     from facecrowd.jobs.demo import run_demo
 
     _write_json(json_file, run_demo(output, Progress(), methods, sheet))
+
+
+# ------------------------------------------------------------------------------------------------ train, evaluate
+
+DataFolder = Annotated[Path, typer.Option(help="Folder <subject>/<photo>, or a file that --pack wrote.")]
+AttributeTable = Annotated[
+    Path | None,
+    typer.Option(help="Parquet with image_id and the 40 attributes [default: celeba-attributes.parquet beside DATA]."),
+]
+ModelsFolder = Annotated[str | None, typer.Option(help="Folder of model files, or an insightface root.")]
+
+
+@train_app.command(
+    "attributes",
+    epilog="Example: `facecrowd train attributes --data celeba-faces --kind arcface --output steer.safetensors`",
+)
+@speaking
+def train_attributes(
+    data: DataFolder,
+    kind: Annotated[str, typer.Option(help="arcface, bisenet, mobilenetv2 (probes), googlenet or googlenet-forest.")],
+    output: Annotated[Path, typer.Option(help="The predictor to write (.safetensors).")],
+    table: AttributeTable = None,
+    split: Annotated[str, typer.Option(help="Whose faces to learn from: steer, judge, test or all.")] = "steer",
+    preset: Annotated[str, typer.Option(help="googlenet: adamw, paper or smoke.")] = "adamw",
+    steps: Annotated[int | None, typer.Option(min=1, help="googlenet: steps instead of the preset's.")] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="googlenet: further faces, labelled by --teacher; a folder as --data.")
+    ] = None,
+    teacher: Annotated[
+        str, typer.Option(help="googlenet: predictor that labels the unlabelled.")
+    ] = "attributes-arcface",
+    base: Annotated[
+        str, typer.Option(help="googlenet-forest: predictor whose features to use.")
+    ] = "attributes-googlenet",
+    forest: Annotated[str, typer.Option(help="googlenet-forest: per-attribute or multi-output.")] = "per-attribute",
+    work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers (0: plain torch in this process).")] = 0,
+    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    pack: Annotated[
+        Path | None, typer.Option(help="Also write the aligned faces into this file, to train elsewhere.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    models: ModelsFolder = None,
+) -> None:
+    """Train a predictor of the 40 CelebA attributes on the people of one split."""
+    from facecrowd.jobs import train_attributes as recipes
+
+    recipes.run(
+        data,
+        kind,
+        output,
+        table,
+        split,
+        preset,
+        steps,
+        unlabelled,
+        teacher,
+        base,
+        forest,
+        work,
+        workers,
+        every,
+        pack,
+        cache,
+        models,
+        Progress().say,
+    )
+
+
+@evaluate_app.command(
+    "attributes", epilog="Example: `facecrowd evaluate attributes --data celeba-faces --json figures.json`"
+)
+@speaking
+def evaluate_attributes(
+    data: DataFolder,
+    table: AttributeTable = None,
+    predictors: Annotated[
+        str, typer.Option(help="Shipped predictors or files, comma-separated.")
+    ] = "attributes-arcface,attributes-bisenet,attributes-googlenet,googlenet-forest",
+    probes: Annotated[
+        str, typer.Option(help="Probe recipes to cross-validate over all people, comma-separated; 'none' skips them.")
+    ] = "arcface,bisenet,mobilenetv2",
+    detailed: Annotated[str, typer.Option(help="Whose 40 attributes to print, comma-separated, or all.")] = "",
+    speed: Annotated[bool, typer.Option("--speed", help="Also measure faces per second.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    models: ModelsFolder = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Accuracy, balanced accuracy, AUC and calibration of the attribute predictors, on people none was trained on."""
+    from facecrowd.jobs import evaluate_attributes as evaluation
+    from facecrowd.jobs.labelled import CACHE, faces
+
+    say = Progress().say
+    chosen, kinds = (
+        [n.strip() for n in names.split(",") if n.strip() not in ("", "none")] for names in (predictors, probes)
+    )
+    found = faces(data, table, cache or CACHE, models, say)
+    rows = evaluation.evaluate(found, chosen, kinds, models, say)
+    names = [row["predictor"] for row in rows]
+    wanted = names if detailed == "all" else [n.strip() for n in detailed.split(",") if n.strip()] or names[:2]
+    evaluation.show(rows, wanted)
+    report: dict[str, Any] = {"predictors": rows}
+    if speed:
+        report["faces_per_second"] = evaluation.throughput(found, chosen, models)
+        evaluation.show_throughput(report["faces_per_second"])
+    _write_json(json_file, report)
 
 
 # ---------------------------------------------------------------------------------------------------------- models

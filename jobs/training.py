@@ -1,0 +1,203 @@
+"""Training that can be killed: one loop, in plain torch or on Ray Train, from the last checkpoint on.
+
+A ``Task`` knows how to take step number i; whatever is random in a step comes from the task's seed and i, so a run that
+was killed and resumed ends with the same bits as one that never was. Where ``torch.distributed`` is up (Ray Train,
+torchrun), each worker takes its share of a batch and ``average`` makes the gradients one.
+
+    train(make, folder)                       plain torch, here; Ray need not be installed
+    train_on_ray(make, folder, workers=4)     Ray Train (TorchTrainer), on a cluster
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as distributed
+from torch import nn
+
+from facecrowd.pipeline.errors import ConfigError
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+class Task(Protocol):
+    """What is trained. ``identity`` names all that decides the outcome; a checkpoint of another is refused."""
+
+    identity: str
+    steps: int
+
+    def step(self, number: int) -> dict[str, float]:
+        """Take one optimiser step and give its figures. The same number on the same state does the same."""
+
+    def measure(self) -> dict[str, float]:
+        """Figures on held-out data."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain numbers from which ``restore`` goes on."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state."""
+
+
+Report = Callable[[int, dict[str, float], dict[str, Any] | None], None]
+
+
+def loop(task: Task, start: int, report: Report, every: int, until: int | None = None) -> None:
+    """Steps ``start`` to the task's last (or ``until``); ``report`` gets the figures and, every so often, the state."""
+    last = task.steps if until is None else min(until, task.steps)
+    sums: dict[str, float] = {}
+    since = time.monotonic()
+    for number in range(start, last):
+        for name, value in task.step(number).items():
+            sums[name] = sums.get(name, 0.0) + value
+        done = number + 1
+        if done % every == 0 or done == last:
+            count = (done - 1) % every + 1 if done % every else every
+            figures = {name: value / min(count, done - start) for name, value in sums.items()}
+            figures |= task.measure() | {"steps_per_s": min(count, done - start) / (time.monotonic() - since)}
+            report(done, figures, {"identity": task.identity, "step": done, "task": task.state()})
+            sums, since = {}, time.monotonic()
+
+
+def train(
+    make: Callable[[], Task],
+    folder: Path,
+    every: int = 100,
+    until: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Task:
+    """Train in this process; ``folder`` keeps the checkpoint and ``log.jsonl``, one line of figures per report.
+
+    Raises ConfigError when the folder holds a checkpoint of other data or settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    task, start = make(), 0
+    if (folder / CHECKPOINT).exists():
+        start = _take_up(task, torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu"), folder)
+        say(f"resuming at step {start} of {task.steps}")
+    _cut_log(folder / LOG, start)
+
+    def report(done: int, figures: dict[str, float], state: dict[str, Any] | None) -> None:
+        with (folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": done, **figures}) + "\n")
+        write(state, folder / CHECKPOINT)
+        say(f"step {done} of {task.steps}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+    loop(task, start, report, every, until)
+    return task
+
+
+def train_on_ray(
+    make: Callable[[], Task],
+    folder: Path,
+    every: int = 100,
+    workers: int = 1,
+    gpu: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Task:
+    """The same by Ray Train: ``workers`` processes, restarted from the last checkpoint when one dies.
+
+    ``folder`` must be reachable from every node when there are several.
+    """
+    import ray.train as rt
+    from ray.train.torch import TorchTrainer
+
+    def worker() -> None:
+        task, start = make(), 0
+        found = rt.get_checkpoint()
+        if found is not None:
+            with found.as_directory() as place:
+                start = _take_up(task, torch.load(Path(place) / CHECKPOINT, weights_only=True), folder)
+
+        def report(done: int, figures: dict[str, float], state: dict[str, Any] | None) -> None:
+            row = {"step": done, **figures}
+            if rt.get_context().get_world_rank() != 0:
+                rt.report(row)
+                return
+            with tempfile.TemporaryDirectory() as place:
+                write(state, Path(place) / CHECKPOINT)
+                rt.report(row, checkpoint=rt.Checkpoint.from_directory(place))
+
+        loop(task, start, report, every)
+
+    result = TorchTrainer(
+        worker,
+        scaling_config=rt.ScalingConfig(num_workers=workers, use_gpu=gpu),
+        run_config=rt.RunConfig(
+            name="ray",
+            storage_path=str(folder.resolve()),
+            failure_config=rt.FailureConfig(max_failures=3),
+            checkpoint_config=rt.CheckpointConfig(num_to_keep=2),
+        ),
+    ).fit()
+    if result.checkpoint is None:
+        raise ConfigError(f"{folder}: the training ended without a checkpoint")
+    task = make()
+    with result.checkpoint.as_directory() as place:
+        state = torch.load(Path(place) / CHECKPOINT, weights_only=True, map_location="cpu")
+        _take_up(task, state, folder)
+    write(state, folder / CHECKPOINT)
+    say(
+        f"step {state['step']} of {task.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in (result.metrics or {}).items())
+    )
+    return task
+
+
+def _take_up(task: Task, state: dict[str, Any], folder: Path) -> int:
+    if state["identity"] != task.identity:
+        raise ConfigError(
+            f"{folder}: holds a training of other data or settings; give another --work folder, or remove it"
+        )
+    task.restore(state["task"])
+    return int(state["step"])
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint: those steps are taken again."""
+    if log.exists():
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write(state: dict[str, Any] | None, file: Path) -> None:
+    """Write a checkpoint in one atomic step."""
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, file)
+
+
+def generator(seed: int, number: int) -> torch.Generator:
+    """The randomness of one step."""
+    return torch.Generator().manual_seed((seed << 32) + number)
+
+
+def share(batch: torch.Tensor) -> torch.Tensor:
+    """This worker's part of a batch's first axis; all of it where there is one worker."""
+    if not distributed.is_initialized():
+        return batch
+    return batch[distributed.get_rank() :: distributed.get_world_size()]
+
+
+def average(parameters: Iterable[nn.Parameter]) -> None:
+    """Make the gradients of all workers one."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= distributed.get_world_size()
+
+
+def device() -> torch.device:
+    """The accelerator where there is one; Ray Train tells each worker its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())

@@ -1,0 +1,315 @@
+"""Facial attributes: for every aligned face, the probability of each of CelebA's 40.
+
+A predictor is a backbone, a linear head (or forests) on what the backbone says of the face, and a calibration. Two are
+used at a time, which share neither backbone nor training subjects: ``STEER`` infers the attributes of the originals and
+steers rendering, ``JUDGE`` looks at the released pixels. Weights trained here lie in ``stages/weights``; the pretrained
+backbones come through the model registry.
+
+    crop (S, S, 3) -- resize --> backbone -- 4 x 4 means of its maps --> head --> logit -- / temperature --> probability
+
+The attributes: Liu et al., "Deep Learning Face Attributes in the Wild", ICCV 2015. GoogLeNet and one random forest per
+attribute: Li and Lin, AnonymousNet, 2019, section 4, stage I.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from facecrowd.stages import models
+from facecrowd.stages.batch import explain, outcomes
+from facecrowd.stages.decode import Undecodable, decode
+from facecrowd.stages.forests import Forests
+from facecrowd.stages.networks.bisenet import BiSeNet
+from facecrowd.stages.networks.googlenet import GoogLeNet
+from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
+from facecrowd.stages.networks.mobilenetv2 import MobileNetV2
+from facecrowd.stages.stage import Batch, Resources, Stage, live
+
+ATTRIBUTES = (
+    "5_o_Clock_Shadow",
+    "Arched_Eyebrows",
+    "Attractive",
+    "Bags_Under_Eyes",
+    "Bald",
+    "Bangs",
+    "Big_Lips",
+    "Big_Nose",
+    "Black_Hair",
+    "Blond_Hair",
+    "Blurry",
+    "Brown_Hair",
+    "Bushy_Eyebrows",
+    "Chubby",
+    "Double_Chin",
+    "Eyeglasses",
+    "Goatee",
+    "Gray_Hair",
+    "Heavy_Makeup",
+    "High_Cheekbones",
+    "Male",
+    "Mouth_Slightly_Open",
+    "Mustache",
+    "Narrow_Eyes",
+    "No_Beard",
+    "Oval_Face",
+    "Pale_Skin",
+    "Pointy_Nose",
+    "Receding_Hairline",
+    "Rosy_Cheeks",
+    "Sideburns",
+    "Smiling",
+    "Straight_Hair",
+    "Wavy_Hair",
+    "Wearing_Earrings",
+    "Wearing_Hat",
+    "Wearing_Lipstick",
+    "Wearing_Necklace",
+    "Wearing_Necktie",
+    "Young",
+)
+"""In the order of the official table."""
+
+STEER, JUDGE = "attributes-arcface", "attributes-bisenet"
+SHIPPED = (STEER, JUDGE, "attributes-googlenet", "googlenet-forest")
+"""The predictors in ``stages/weights``, by name."""
+
+GRID = 4
+"""Maps are averaged over this many cells each way."""
+
+BACKBONES: dict[str, Callable[[Path], nn.Module]] = {
+    "arcface-mobilefacenet": MobileFaceNet.load,
+    "bisenet": BiSeNet.load,
+    "mobilenetv2": MobileNetV2.load,
+}
+"""The pretrained ones, by their names in the model registry."""
+
+
+class PredictorError(models.ModelError):
+    """A file is no attribute predictor of this version."""
+
+
+class Descriptor(nn.Module):
+    """What a backbone says of a face: the 4 x 4 means of its maps, or GoogLeNet's own features.
+
+    Differentiable: x (N, 3, H, W), RGB in [0, 1], FFHQ-aligned, of any size, to (N, D) float32.
+    """
+
+    def __init__(self, backbone: nn.Module, size: int | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.size = size or int(backbone.SIZE)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(
+        cls, backbone: str, folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    ) -> Self:
+        """A pretrained backbone by its registry name. Raises ``ModelError``."""
+        return cls(BACKBONES[backbone](models.path(backbone, folder=folder)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.size, self.size):
+            smaller = x.shape[-1] > self.size
+            x = F.interpolate(
+                x,
+                size=(self.size, self.size),
+                mode="area" if smaller else "bilinear",
+                align_corners=None if smaller else False,
+            )
+        if isinstance(self.backbone, GoogLeNet):
+            return self.backbone.features(x)
+        maps: tuple[Tensor, ...] = self.backbone.maps(x)  # type: ignore[operator]
+        return torch.cat([F.adaptive_avg_pool2d(m.float(), GRID).flatten(1) for m in maps], dim=1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a predictor's scores become values; all (A,) float32.
+
+    temperature : divides the logit, fitted on subjects the weights never saw (Guo et al., ICML 2017)
+    prior : share of positives among the training subjects' faces
+    threshold : probability from which the value is true: logit(threshold) = logit(prior) / 2, half-way between the rule
+        that serves accuracy (0.5) and the one that serves balanced accuracy (the prior)
+    """
+
+    temperature: np.ndarray
+    prior: np.ndarray
+
+    @property
+    def threshold(self) -> np.ndarray:
+        odds = np.sqrt(self.prior / (1 - self.prior))
+        return (odds / (1 + odds)).astype(np.float32)
+
+
+class Predictor(nn.Module):
+    """40 calibrated probabilities per face. ``name`` and ``sha256`` say which weights spoke."""
+
+    def __init__(
+        self,
+        name: str,
+        digest: str,
+        descriptor: Descriptor,
+        head: nn.Linear | Forests,
+        calibration: Calibration,
+        about: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.name, self.sha256, self.about = name, digest, about
+        self.descriptor, self.head, self.calibration = descriptor, head, calibration
+        self.attributes: tuple[str, ...] = tuple(about["attributes"])
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str] = STEER,
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        device: str = "cpu",
+    ) -> Self:
+        """A shipped predictor by name, or any .safetensors file that ``facecrowd train attributes`` wrote.
+
+        Raises ``PredictorError``, or ``ModelError`` where the backbone cannot be had.
+        """
+        file = locate(name)
+        with safe_open(str(file), framework="pt") as stored:
+            about = json.loads((stored.metadata() or {}).get("facecrowd", "{}"))
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a mapping)
+        if about.get("kind") != "attribute predictor":
+            raise PredictorError(f"{file} is no attribute predictor; train one with: facecrowd train attributes")
+        head: nn.Linear | Forests
+        if about["backbone"] == "googlenet":
+            network = GoogLeNet.restore(_below(tensors, "googlenet"))
+            descriptor, head = Descriptor(network), network.head[1]  # type: ignore[assignment]
+        elif about["backbone"] in SHIPPED:
+            descriptor, head = cls.load(about["backbone"]).descriptor, Forests.restore(_below(tensors, "forests"))
+        else:
+            descriptor = Descriptor.load(about["backbone"], folder)
+            weight, bias = tensors["head.weight"].float(), tensors["head.bias"].float()
+            head = nn.Linear(weight.shape[1], weight.shape[0])
+            head.load_state_dict({"weight": weight, "bias": bias})
+        calibration = Calibration(tensors["temperature"].numpy(), tensors["prior"].numpy())
+        label = str(name) if str(name) in SHIPPED else Path(name).stem
+        made = cls(label, models.sha256(file), descriptor, head, calibration, about)
+        return made.requires_grad_(False).eval().to(device)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (N, 3, H, W), RGB in [0, 1], to calibrated logits (N, A); differentiable but for forests."""
+        temperature = torch.as_tensor(self.calibration.temperature, device=x.device)
+        return self.score(self.descriptor(x)) / temperature
+
+    def score(self, descriptors: Tensor) -> Tensor:
+        """Descriptors (N, D) to logits (N, A), not yet calibrated."""
+        if isinstance(self.head, Forests):
+            p = self.head.predict(descriptors.detach().cpu().numpy())
+            return torch.logit(torch.from_numpy(p), eps=1e-3).to(descriptors.device)
+        logits: Tensor = self.head(descriptors)
+        return logits
+
+    @torch.inference_mode()
+    def predict(self, crops: Sequence[np.ndarray], at_once: int = 16) -> np.ndarray:
+        """(S, S, 3) uint8 RGB crops in FFHQ's alignment to (N, A) float32 probabilities."""
+        out = np.empty((len(crops), len(self.attributes)), np.float32)
+        device = next(self.descriptor.parameters()).device
+        for start in range(0, len(crops), at_once):
+            x = pictures(crops[start : start + at_once], self.descriptor.size).to(device)
+            out[start : start + at_once] = torch.sigmoid(self.logits(x)).cpu().numpy()
+        return out
+
+    def values(self, probabilities: np.ndarray, margin: float = 0.0) -> np.ndarray:
+        """(N, A) int8: 1 true, 0 false, -1 unknown: nearer to the threshold than ``margin``."""
+        threshold = self.calibration.threshold
+        values = (probabilities >= threshold).astype(np.int8)
+        if margin > 0:
+            values[np.abs(probabilities - threshold) < margin] = -1
+        return values
+
+
+def locate(name: str | os.PathLike[str]) -> Path:
+    """The file of a shipped predictor, or the file itself. Raises ``PredictorError``."""
+    if str(name) in SHIPPED:
+        return Path(str(resources.files("facecrowd.stages.weights") / f"{name}.safetensors"))
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise PredictorError(f"no attribute predictor is called {name}; there are: {', '.join(SHIPPED)}, or a file")
+    return file
+
+
+def pictures(crops: Sequence[np.ndarray], size: int) -> Tensor:
+    """(S, S, 3) uint8 RGB crops, shrunk to ``size`` where they are larger, as (N, 3, size, size) float32 in [0, 1]."""
+    shrunk = [
+        crop if crop.shape[0] == size else cv2.resize(crop, (size, size), interpolation=_interpolation(crop, size))
+        for crop in crops
+    ]
+    return torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 255
+
+
+def _interpolation(crop: np.ndarray, size: int) -> int:
+    return cv2.INTER_AREA if crop.shape[0] > size else cv2.INTER_LINEAR
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+class Attributes(Stage):
+    """Infers the attributes of a batch's faces: ``column`` holds (S, S, 3) uint8 RGB crops, or their encoded bytes.
+
+    attributes : (40,) float32 calibrated probabilities in ``ATTRIBUTES``'s order; NaN in rows that are not ``ok``
+    """
+
+    name = "attributes"
+
+    def __init__(
+        self,
+        predictor: str | os.PathLike[str] = STEER,
+        column: str = "crop",
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        threads: int = 1,
+        at_once: int = 16,
+        device: str = "cpu",
+        resources: Resources | None = None,
+    ) -> None:
+        """See ``Predictor.load``; ``at_once`` faces go through the network together."""
+        self.predictor, self.column, self.folder = predictor, column, folder
+        self.threads, self.at_once, self.device = threads, at_once, device
+        self.inputs = (column,)  # type: ignore[misc]
+        self.outputs = ("attributes", "status", "reason")  # type: ignore[misc]
+        self.resources = resources or Resources()
+        self._predictor: Predictor | None = None
+
+    def setup(self) -> None:
+        torch.set_num_threads(self.threads)
+        self._predictor = Predictor.load(self.predictor, self.folder, self.device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self._predictor is None:
+            self.setup()
+        assert self._predictor is not None
+        status, reason = outcomes(batch)
+        found = np.full((len(status), len(self._predictor.attributes)), np.nan, np.float32)
+        crops: dict[int, np.ndarray] = {}
+        for i in live({"status": status}):
+            cell = batch[self.column][i]
+            try:
+                crops[i] = decode(cell) if isinstance(cell, bytes) else cell
+            except Undecodable as error:
+                status[i], reason[i] = "unreadable", error.reason
+        positions = list(crops)
+        for start in range(0, len(positions), self.at_once):
+            chosen = positions[start : start + self.at_once]
+            try:
+                found[chosen] = self._predictor.predict([crops[i] for i in chosen], self.at_once)
+            except Exception as error:
+                status[chosen], reason[chosen] = "failed", explain(self.name, error)
+        return {**batch, "attributes": found, "status": status, "reason": reason}
