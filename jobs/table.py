@@ -44,6 +44,7 @@ from facecrowd.privacy import policy as policies
 from facecrowd.privacy.attributes import Hierarchy
 from facecrowd.privacy.cells import SUPPRESSED, CellPlan, Cells
 from facecrowd.privacy.classes import Histogram, equivalence_classes, regrouped
+from facecrowd.privacy.misprediction import ConfusionError, Rates, misprediction
 from facecrowd.privacy.updates import Published, check_updates, extend
 from facecrowd.privacy.verdict import Requirement
 
@@ -57,6 +58,9 @@ NOTE = b"facecrowd"
 
 INTERSECTED_ROWS = 5_000_000
 """Rows up to which the classes of every person are intersected: it takes the square of a person's photos."""
+
+SEED = 0
+"""Of the draws that say how wrong predictions move the audit's figures, so that it can be repeated."""
 
 NO_CLASS = "no class that meets the policy takes its vector in"
 
@@ -90,12 +94,14 @@ def audit_table(
     curve: bool = False,
     output: str | None = None,
     address: str | None = None,
+    confusion: str | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure a table, or a plan of it, against a policy. Returns the report and its lines for a person.
 
     base : where the files that the policy names lie; earlier : plan folders of earlier releases, which together with
     ``plan`` must leave everybody a crowd of k; curve : also what stricter policies cost, by the mondrian planner;
-    output : folder for classes.parquet and verdict.json; address : Ray cluster to count on, None for this process
+    output : folder for classes.parquet and verdict.json; address : Ray cluster to count on, None for this process;
+    confusion : file of a predictor's error rates, to say beside the verdict what holds of the true attributes
 
     Raises ConfigError, InputError, or an error of ``privacy/``.
     """
@@ -104,6 +110,7 @@ def audit_table(
     table = Table(path, subject=policy.subject)
     asked = ask(table, policy, base)
     kept = _kept([*earlier, plan] if earlier and plan else [], table, asked)
+    predictor, rates = ("", {}) if confusion is None else _confusion(confusion, asked.roles)
     with _session(address) as ray:
         layout = histogram.layout_of(table, asked.roles, progress, ray)
         overlay, shown, note = (None, None, {}) if plan is None else _laid(plan, asked, table)
@@ -133,6 +140,10 @@ def audit_table(
             planner = _planner("mondrian", asked)
             found = replace(found, curve=_curve(cells, asked, planner, progress))
         crossed = _intersection(seen, released_layout, released, asked.limits, progress, ray)
+    mispredicted = None
+    if rates:
+        rng = np.random.default_rng(SEED)
+        mispredicted = misprediction(released, asked.limits, rates, rng, predictor=predictor, public=asked.public)
     report = {
         "table": {"rows": table.rows, "columns": len(table.schema.names)},
         "policy": _policy_dict(policy),
@@ -140,11 +151,44 @@ def audit_table(
         **found.as_dict(),
         "intersection": crossed,
         "earlier": over_time,
+        "misprediction": mispredicted and mispredicted.as_dict(),
     }
     if output is not None:
         _write(output, released, report)
     shown_lines = [*_head(path, asked, plan), *found.lines(), *_crossed_lines(crossed, asked.limits.k)]
+    shown_lines += mispredicted.lines() if mispredicted else []
     return report, shown_lines + (earlier_lines(over_time) if over_time else [])
+
+
+def _confusion(path: str, roles: Roles) -> tuple[str, dict[str, Rates]]:
+    """A predictor's name and its rates for the attributes of the table, from its file or ``evaluate``'s report.
+
+    Raises InputError, naming the file and the attribute.
+    """
+    try:
+        found = json.loads(Folder(path).read())
+        found = found.get("confusion", found)
+        predictor, given = str(found.get("predictor", "")), dict(found["attributes"])
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"confusion {path}: no such file") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(
+            f'confusion {path}: not of the form {{"predictor": name, "attributes": {{name: {{"tpr": …, "tnr": …}}}}}}'
+        ) from None
+    rates = {}
+    for attribute in (*roles.quasi_identifiers, *roles.sensitive):
+        if attribute not in given:
+            continue
+        try:
+            values = {key: float(value) for key, value in given[attribute].items() if value is not None}
+            rates[attribute] = Rates(values["tpr"], values["tnr"], values.get("prevalence"))
+        except ConfusionError as error:
+            raise InputError(f"confusion {path}: {attribute}: {error}") from None
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise InputError(f"confusion {path}: {attribute}: give tpr and tnr as numbers") from None
+    if not rates:
+        raise InputError(f"confusion {path}: it has rates of no attribute that the policy gives a role")
+    return predictor, rates
 
 
 def _kept(folders: Sequence[str], table: Table, asked: Asked) -> list[Published]:
