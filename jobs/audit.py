@@ -11,12 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facecrowd.jobs.compare import read_audit, whole
-from facecrowd.pipeline import leaks, plan, preflight, publish, ray_data, steps, summary
+from facecrowd.pipeline import attributes, leaks, plan, preflight, publish, ray_data, steps, summary
 from facecrowd.pipeline.audit import audit
-from facecrowd.pipeline.errors import ReleaseError
+from facecrowd.pipeline.errors import ConfigError, ReleaseError
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Record, model_rows, released_faces, rendered_hashes
-from facecrowd.pipeline.schema import FACES, JUDGED, LINK, PLAN, RENDERED
+from facecrowd.pipeline.release import (
+    Record,
+    model_rows,
+    recorded_predictors,
+    released_faces,
+    rendered_hashes,
+    what_was_looked_at,
+)
+from facecrowd.pipeline.schema import FACES, JUDGED, LINK, PLAN, RENDERED, VERSION
 from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
 
 
@@ -114,9 +121,12 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
         record.split_rate,
         record.merged,
     )
-    judged = workspace.parts(JUDGED, fingerprint("audit", card))
+    judged = workspace.parts(JUDGED, fingerprint("audit", VERSION, card))
     source = steps.ReleasedSource(release, link, faces)
-    stages = (steps.judge(config.detect),) if config.output == "crop" else steps.judge_photo_stages(config.detect)
+    predictors = recorded_predictors(record, workspace)
+    judge = _same_judge(predictors.judge, config.detect.models)
+    judging = steps.judges if config.output == "crop" else steps.judge_photo_stages
+    stages = judging(config.detect, judge)
     count = -(-images // steps.IMAGES_PER_PART)
     step = ray_data.Step("audit", source, stages, steps.JudgedSink(judged, config.detect.crop_size))
     missing = sorted(set(range(count)) - judged.done())
@@ -127,9 +137,18 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
     rendered = workspace.parts(RENDERED, record.runs["rendered"])
     hashes = _hashes(link, count, planned) if config.output == "crop" else rendered_hashes(rendered, record.parts)
     seen = released_faces(planned, judged, count, hashes)
-    return audit(
-        config, planned, seen, key, record.counts, images, model_rows(config, preflight.model_hashes(config.detect))
-    )
+    used = [*model_rows(config, preflight.model_hashes(config.detect)), *predictors.rows()]
+    looked = what_was_looked_at(record, workspace, predictors)
+    return audit(config, planned, seen, key, record.counts, images, used, looked)
+
+
+def _same_judge(judge: attributes.Predictor | None, folder: str | None) -> str | None:
+    """The judge of attributes to measure by again. Raises ConfigError where its file is another one now."""
+    if judge is None:
+        return None
+    if attributes.find(judge.file, folder).digest != judge.digest:
+        raise ConfigError(f"judge {judge.file}: not the file that judged this release (sha256 {judge.sha256})")
+    return judge.file
 
 
 def _hashes(link: Parts, parts: int, planned: plan.Plan) -> list[str]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 import facecrowd.privacy.anonymity as anonymity
 import facecrowd.privacy.verdict as verdicts
+from facecrowd.pipeline.attributes import Looked, measured
 from facecrowd.pipeline.config import PIXEL_METHODS, ReleaseConfig
 from facecrowd.pipeline.plan import Plan, asked
 from facecrowd.privacy.classes import Histogram, histogram
@@ -54,18 +55,20 @@ class Released:
     """The released faces as the judge saw them, decoded from their released bytes.
 
     row : (n,) positions in the plan; embedding : (n, D) unit vectors; detected : (n,) bool;
-    hashes : (n,) of the released faces' images.
+    hashes : (n,) of the released faces' images; attributes : (n, 40) the judge's probabilities, where there was one.
     """
 
     row: np.ndarray
     embedding: np.ndarray
     detected: np.ndarray
     hashes: np.ndarray
+    attributes: np.ndarray | None = None
 
     def repeated(self, images: np.ndarray) -> Released:
         """Each face as often as images stand for its row of the plan (``images``: (N,) int)."""
         index = np.repeat(np.arange(len(self.row)), images[self.row])
-        return Released(self.row[index], self.embedding[index], self.detected[index], self.hashes[index])
+        shown = None if self.attributes is None else self.attributes[index]
+        return Released(self.row[index], self.embedding[index], self.detected[index], self.hashes[index], shown)
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,12 @@ def audit(
     counts: Counts,
     images: int,
     models: list[dict[str, str]],
+    looked: Looked,
 ) -> dict[str, Any]:
     """Everything the report says, as plain data; ``met`` is the verdict on the policy.
 
-    images : images in the release; models : name, purpose, sha256 and licence of every model used.
+    images : images in the release; models : name, purpose, sha256 and licence of every model used; looked : what was
+    predicted of the originals.
     """
     formal = config.method.name == "k-same" and config.output == "crop" and plan.subjects.source != "clusters"
     rows = released.row
@@ -97,7 +102,7 @@ def audit(
     table = _histogram(config, plan, plan.kept[np.isin(plan.subject_id[plan.kept].astype(str), people)])
     shown = _histogram(config, plan, rows)
     requirements = _requirements(
-        config, table, shown, 1 - len(people) / max(counts.named - plan.subjects.merged, 1), formal
+        config, table, shown, 1 - len(people) / max(counts.named - plan.subjects.merged, 1), formal, looked
     )
     return {
         "schema": SCHEMA,
@@ -125,6 +130,15 @@ def audit(
         },
         "classes": _classes(shown),
         "identity": _label(config, plan, rows),
+        "attributes": measured(
+            config.policy,
+            looked,
+            plan.subject_id,
+            plan.originals,
+            plan.released,
+            rows,
+            released.attributes,
+        ),
         "reidentification": _attacks(plan, released, key, models),
         "detection_rate": round(float(released.detected.mean()), 6) if len(rows) else None,
         "models": models,
@@ -158,7 +172,12 @@ def _histogram(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram
 
 
 def _requirements(
-    config: ReleaseConfig, table: Histogram | None, shown: Histogram | None, suppressed: float, formal: bool
+    config: ReleaseConfig,
+    table: Histogram | None,
+    shown: Histogram | None,
+    suppressed: float,
+    formal: bool,
+    looked: Looked,
 ) -> list[dict[str, Any]]:
     policy = config.policy
     out: list[dict[str, Any]] = []
@@ -170,10 +189,15 @@ def _requirements(
         kind = "formal" if formal else "of the released attributes only"
         if config.method.name == "k-same" and not formal:
             kind = "measured"
+        # l and t are of values that a network guessed, wherever the input did not bring them.
+        steer = looked.predictors.steer if set(policy.sensitive) - set(looked.brought) else None
         tilt = f"effective k {anonymity.effective_k(shown).value:.2f} (1 / largest share of a class's released faces)"
         for r in verdicts.judge(table, asked(policy)).requirements:
             note = tilt if r.name == "k" else r.note
-            out.append({"name": r.name, "asked": r.asked, "found": r.found, "met": r.met, "kind": kind, "note": note})
+            found = {"name": r.name, "asked": r.asked, "found": r.found, "met": r.met, "kind": kind, "note": note}
+            if r.name != "k" and steer is not None:
+                found["kind"] = f"measured against predictor {steer.name}"
+            out.append(found)
     out.append(
         {
             "name": "max_suppression",

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from facecrowd.pipeline import presets
 from facecrowd.pipeline.errors import ConfigError
 
 PIXEL_METHODS = ("blur", "pixelate", "mask", "noise")
@@ -116,6 +117,22 @@ class Detect(Section):
         return self
 
 
+class Attributes(Section):
+    predictor: str = option(
+        "auto",
+        "What infers facial attributes from the photos: a shipped predictor, a .safetensors file or none (auto: the "
+        "shipped one, for what the policy names and the input does not bring; a name: for all, and the audit says "
+        "where it disagrees with the input).",
+    )
+    judge: str = option(
+        "auto",
+        "What reads the attributes of released pixels: as predictor, but another one (auto: the shipped judge).",
+    )
+    unknown_margin: float = option(
+        0.0, "A predicted quasi-identifier is unknown where its probability is nearer to the threshold.", ge=0, le=0.5
+    )
+
+
 class Diversity(Section):
     kind: Literal["distinct", "entropy", "recursive"] = "distinct"
     value: float = Field(gt=0)
@@ -132,7 +149,9 @@ class Policy(Section):
         "subject_id", "Column that names the person, the unit of k (of a manifest: input.subject_column).", private=True
     )
     quasi_identifiers: tuple[str, ...] = option(
-        (), "Attributes an adversary may know (comma-separated); released as one vector per subject."
+        (),
+        "Attributes an adversary may know (comma-separated), or the presets anonymousnet and five-parts; released as "
+        "one vector per subject.",
     )
     sensitive: tuple[str, ...] = option((), "Attributes that must not be inferred from a class (comma-separated).")
     k: int | None = option(None, "Distinct subjects that share what is released (default 5 for k-same).", ge=2)
@@ -143,6 +162,18 @@ class Policy(Section):
         default=None, description="t-closeness of the sensitive attributes.", json_schema_extra={"flag": "t"}
     )
     max_suppression: float = option(0.02, "Largest share of subjects that may be left out.", ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def presets_named(cls, data: Any) -> Any:
+        given = data.get("quasi_identifiers") if isinstance(data, dict) else None
+        given = [given] if given in presets.PRESETS else given
+        if not isinstance(given, list | tuple) or not set(presets.PRESETS) & {n for n in given if isinstance(n, str)}:
+            return data
+        others = [data.get("subject")]
+        for role in ("sensitive", "identifiers", "insensitive"):
+            others += data[role] if isinstance(data.get(role), list | tuple) else []
+        return {**data, "quasi_identifiers": presets.expanded(given, others)}
 
     @model_validator(mode="after")
     def roles_agree(self) -> Policy:
@@ -269,6 +300,7 @@ class ReleaseConfig(Section):
     input: Input = Input()
     workspace: Workspace = Workspace()
     detect: Detect = Detect()
+    attributes: Attributes = Attributes()
     policy: Policy = Policy()
     method: Method = Method()
     output: Literal["crop", "photo"] = option(
@@ -292,13 +324,23 @@ class ReleaseConfig(Section):
         self._attributes_name_nobody()
         if self.input.subjects == "column" and not self.input.subject_column:
             raise ValueError("input.subjects: column needs input.subject_column")
-        if (self.policy.quasi_identifiers or self.policy.sensitive) and not (
-            self.input.attributes or _is_table(self.input.path)
-        ):
-            raise ValueError(
-                "policy names attributes, and the input brings none: give input.attributes, or a manifest with columns"
-            )
+        if not (self.input.attributes or _is_table(self.input.path)):
+            self._can_be_predicted((*self.policy.quasi_identifiers, *self.policy.sensitive))
         return self
+
+    def _can_be_predicted(self, names: tuple[str, ...]) -> None:
+        """Of an input that brings no attributes: whether a predictor knows all that the policy names."""
+        if not names:
+            return
+        said = "policy names attributes, and the input brings none"
+        if self.attributes.predictor == "none":
+            raise ValueError(f"{said}: give input.attributes, a manifest with columns, or attributes.predictor")
+        strange = [name for name in names if name not in presets.predictable()]
+        if strange:
+            raise ValueError(
+                f"{said}: {strange[0]} cannot be predicted, so give input.attributes, or a manifest with columns "
+                f"({presets.hint(predicted=True)})"
+            )
 
     def _take_subject(self) -> None:
         """policy.subject, where it was given, names the manifest's column of people."""
@@ -341,6 +383,10 @@ def _is_table(path: str | None) -> bool:
     return bool(path) and str(path).lower().endswith((".parquet", ".csv"))
 
 
+def _is_file(model: str) -> bool:
+    return "/" in model or "\\" in model or model.endswith(".safetensors")
+
+
 def _public(section: Section) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, field in type(section).model_fields.items():
@@ -353,7 +399,7 @@ def _public(section: Section) -> dict[str, Any]:
             if not value:
                 continue
         # A model given as a file is named by its hash in the audit; its path says where it lay.
-        if name in ("detector", "recogniser") and ("/" in str(value) or "\\" in str(value)):
+        if name in ("detector", "recogniser", "predictor", "judge") and _is_file(str(value)):
             value = "a file of the user's; see the audit for its hash"
         out[name] = list(value) if isinstance(value, tuple) else value
     return out

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facecrowd.pipeline import ray_data
+from facecrowd.pipeline import presets, ray_data
 from facecrowd.pipeline.errors import InputError, UnfinishedError
 from facecrowd.pipeline.photos import read_table
 from facecrowd.pipeline.progress import Progress
@@ -155,7 +155,8 @@ class Table:
         for column in columns:
             if column not in names:
                 near = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-                raise InputError(f"{self.role} {self.path}: no column {column!r} (there are {near})")
+                sets = "" if column == self.subject else f"; {presets.hint(predicted=False)}"
+                raise InputError(f"{self.role} {self.path}: no column {column!r} (there are {near}){sets}")
         if not self.rows:
             raise InputError(f"{self.role} {self.path}: the table is empty")
 

@@ -7,7 +7,7 @@ import io
 import math
 import posixpath
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from facecrowd.pipeline import presets
 from facecrowd.pipeline.config import Input, Policy
 from facecrowd.pipeline.errors import InputError
 from facecrowd.pipeline.storage import Folder
@@ -44,19 +45,23 @@ class Photo:
 class Listing:
     """The input as found: the photos sorted by path, and how their subjects are known.
 
-    skipped : files of a folder that are no photos, counted by extension.
+    skipped : files of a folder that are no photos, counted by extension; brought : the attributes of the policy that
+    the input has, for every photo; the others are to be predicted.
     """
 
     photos: list[Photo]
     subjects: str  # folder | column | clusters
     skipped: dict[str, int] = field(default_factory=dict)
+    brought: tuple[str, ...] = ()
 
     def named_subjects(self) -> int:
         return len({p.subject for p in self.photos if p.subject})
 
 
-def listing(config: Input, policy: Policy) -> Listing:
+def listing(config: Input, policy: Policy, predictable: Collection[str] = ()) -> Listing:
     """List the input.
+
+    predictable : attributes that the input need not bring
 
     Raises InputError, naming what is missing: the input, its photos, a column, or attributes of the policy.
     """
@@ -65,17 +70,18 @@ def listing(config: Input, policy: Policy) -> Listing:
     names = (*policy.quasi_identifiers, *policy.sensitive)
     skipped: Counter[str] = Counter()
     if config.path.lower().endswith((".parquet", ".csv")):
-        photos, subjects = _from_manifest(config, names)
+        photos, subjects, brought = _from_manifest(config, names, predictable)
     else:
         photos, subjects = _from_folder(config, skipped)
+        brought = ()
     if not photos:
         there = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
         raise InputError(
             f"input {config.path}: no photo in it (looked for {', '.join(SUFFIXES)}{there and f'; found {there}'})"
         )
     if config.attributes:
-        photos = _joined(config, photos, names)
-    return Listing(sorted(photos, key=lambda p: p.photo), subjects, dict(sorted(skipped.items())))
+        photos, brought = _joined(config, photos, names, predictable)
+    return Listing(sorted(photos, key=lambda p: p.photo), subjects, dict(sorted(skipped.items())), brought)
 
 
 def _from_folder(config: Input, skipped: Counter[str]) -> tuple[list[Photo], str]:
@@ -151,7 +157,9 @@ def _inside(root: Path, name: str, where: str) -> None:
         raise InputError(f"{where}: not a file")
 
 
-def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], str]:
+def _from_manifest(
+    config: Input, names: Iterable[str], predictable: Collection[str]
+) -> tuple[list[Photo], str, tuple[str, ...]]:
     assert config.path
     table = read_table(config.path, "input")
     _need(table, [config.path_column], f"input {config.path}")
@@ -162,8 +170,7 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
         _need(table, [config.subject_column], f"input {config.path}")
     else:
         kind = "clusters"
-    if not config.attributes:
-        _need(table, names, f"input {config.path}")
+    brought = () if config.attributes else _brought(table, names, predictable, f"input {config.path}")
     base = Folder(posixpath.dirname(config.path) or ".")
     root = base.local.resolve() if base.local else None
     photos, seen = [], set()
@@ -194,18 +201,21 @@ def _from_manifest(config: Input, names: Iterable[str]) -> tuple[list[Photo], st
                 path=base.fs.unstrip_protocol(base.at(normal)) if base.local is None else base.at(normal),
                 bytes=size,
                 subject=_person(normal) if kind == "folder" else str(subject),
-                attributes={}
-                if config.attributes
-                else {n: _text(row[n], n, f"input {config.path}", index) for n in names},
+                attributes={n: _text(row[n], n, f"input {config.path}", index) for n in brought},
                 state=changed,
             )
         )
-    return photos, kind
+    return photos, kind, brought
 
 
-def _joined(config: Input, photos: list[Photo], names: tuple[str, ...]) -> list[Photo]:
+def _joined(
+    config: Input, photos: list[Photo], asked: tuple[str, ...], predictable: Collection[str]
+) -> tuple[list[Photo], tuple[str, ...]]:
     assert config.attributes
-    table = read_table(config.attributes, "input.attributes", columns=[config.attributes_key, *names])
+    table = read_table(config.attributes, "input.attributes")
+    _need(table, [config.attributes_key], f"input.attributes {config.attributes}")
+    names = _brought(table, asked, predictable, f"input.attributes {config.attributes}")
+    table = table.select(list(dict.fromkeys([config.attributes_key, *names])))
     rows: dict[str, dict[str, Any]] = {}
     for index, row in enumerate(table.to_pylist()):
         key = _text(row[config.attributes_key], config.attributes_key, f"input.attributes {config.attributes}", index)
@@ -232,7 +242,7 @@ def _joined(config: Input, photos: list[Photo], names: tuple[str, ...]) -> list[
             f"input.attributes {config.attributes}: {len(missing)} photos have no row in it, the first {missing[0]!r} "
             f"(joined by {config.attributes_key})"
         )
-    return out if names else photos
+    return (out if names else photos), names
 
 
 def read_table(path: str, role: str, columns: list[str] | None = None) -> pa.Table:
@@ -264,6 +274,15 @@ def read_table(path: str, role: str, columns: list[str] | None = None) -> pa.Tab
     if not len(table):
         raise InputError(f"{role} {path}: the table is empty")
     return table
+
+
+def _brought(table: pa.Table, names: Iterable[str], predictable: Collection[str], where: str) -> tuple[str, ...]:
+    """Those of the policy's attributes that are columns here. Raises InputError for one that is none, and unknown."""
+    try:
+        _need(table, [n for n in names if n not in predictable], where)
+    except InputError as error:
+        raise InputError(f"{error}; {presets.hint(bool(predictable))}") from None
+    return tuple(n for n in names if n in table.column_names)
 
 
 def _need(table: pa.Table, columns: Iterable[str], where: str) -> None:

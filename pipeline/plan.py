@@ -4,12 +4,12 @@ k-same cuts the *subjects* into classes by their mean embedding; every class has
 they are asked: a policy that no partition can meet is refused before anything is rendered. The baselines alter each
 face on its own: their classes are what the released attributes make them, and without released attributes there are
 none. One attribute vector per subject is released, the majority of their photos' values; for k-same, the majority of
-the class.
+the class. Values that a predictor could not tell take no part; where there are no others, ``*`` is released.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,11 +119,18 @@ def load(
     )
 
 
-def make(config: ReleaseConfig, source: str, photos: pa.Table, faces: pa.Table) -> Plan:
+def make(
+    config: ReleaseConfig,
+    source: str,
+    photos: pa.Table,
+    faces: pa.Table,
+    inferred: Mapping[str, np.ndarray] | None = None,
+) -> Plan:
     """Assign subjects, cut classes, choose released attributes.
 
     source : where subjects come from (folder, column, clusters); photos : photo, subject and attributes of every photo;
-    faces : the faces manifest without its crops.
+    faces : the faces manifest without its crops; inferred : attribute → (N,) object, predicted values of every face,
+    None where unknown. What the input brings wins.
 
     Raises PolicyError when fewer than k people have a usable face, UnreachableError when no partition into classes can
     meet l and t.
@@ -146,6 +153,8 @@ def make(config: ReleaseConfig, source: str, photos: pa.Table, faces: pa.Table) 
     policy = config.policy
     names = (*policy.quasi_identifiers, *policy.sensitive)
     originals = {name: values[at] for name, values in _lookup(photos["attributes"], names).items()}
+    for name, values in (inferred or {}).items():
+        originals[name] = np.where(_missing(originals[name]), values, originals[name])
     # The input's attributes describe its subject, so a bystander on the photo has none.
     nobody = subjects.subject_id == ""
     for values in originals.values():
@@ -188,7 +197,7 @@ def _classes(
         if names:
             shown = _class_majority(class_id[rows], person, quasi)
     elif names:
-        shown = _columns(per_subject_majority(person, _table(quasi)).rows())
+        shown = {name: values[person] for name, values in _majority(person, quasi).items()}
         class_id[rows] = equivalence_classes(_table(shown)).ids
     released = {name: np.full(len(class_id), None, dtype=object) for name in names}
     for name in names:
@@ -235,23 +244,42 @@ def _images(subject_id: np.ndarray, per_subject: int | None) -> np.ndarray:
     return images
 
 
+def _majority(unit: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What most rows of each unit have, attribute by attribute: (units,) object each.
+
+    unit : (n,) int, 0 …; columns : (n,) object each, None where unknown, which takes no part: ``*`` where a unit has
+    nothing else.
+    """
+    found = {}
+    for name, values in columns.items():
+        known = np.flatnonzero(~_missing(values))
+        found[name] = np.full(int(unit.max(initial=-1)) + 1, ANY, dtype=object)
+        if len(known):
+            vectors = per_subject_majority(unit[known], _table({name: values[known]}))
+            found[name][vectors.subjects.to_numpy()] = _objects(vectors.vectors[name])
+    return found
+
+
 def _class_majority(class_id: np.ndarray, person: np.ndarray, quasi: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the whole class of each row shows: the value most of its subjects have, each with their own majority.
 
     Where no two of them share a value, the most frequent one would be one member's own, so ``*`` is shown.
     """
-    vectors = per_subject_majority(person, _table(quasi))
     crowd = class_id[np.unique(person, return_index=True)[1]]
-    majority = per_subject_majority(crowd, vectors.vectors)
-    position = {c: i for i, c in enumerate(majority.subjects.to_pylist())}
-    at = np.array([position[c] for c in class_id.tolist()])
-    of = majority.row_subject
+    people = _majority(person, quasi)
+    for values in people.values():
+        values[values == ANY] = None  # who has no known value has no vote
     shown = {}
-    for name, values in _columns(majority.vectors).items():
-        votes = np.bincount(of, weights=_objects(vectors.vectors[name]) == values[of], minlength=len(values))
-        alone = (votes < 2) & (np.bincount(of) > 1)
-        shown[name] = np.where(alone, ANY, values)[at]
+    for name, values in _majority(crowd, people).items():
+        votes = np.bincount(crowd, weights=people[name] == values[crowd], minlength=len(values))
+        alone = (votes < 2) & (np.bincount(crowd) > 1)
+        shown[name] = np.where(alone, ANY, values)[class_id]
     return shown
+
+
+def _missing(values: np.ndarray) -> np.ndarray:
+    """(N,) bool: where an object array holds None."""
+    return np.fromiter((value is None for value in values), dtype=bool, count=len(values))
 
 
 def _objects(column: pa.ChunkedArray) -> np.ndarray:
@@ -262,10 +290,6 @@ def _objects(column: pa.ChunkedArray) -> np.ndarray:
 
 def _table(columns: dict[str, np.ndarray]) -> pa.Table:
     return pa.table({name: pa.array(values, type=pa.string()) for name, values in columns.items()})
-
-
-def _columns(table: pa.Table) -> dict[str, np.ndarray]:
-    return {name: _objects(table[name]) for name in table.column_names}
 
 
 def _maps(columns: dict[str, np.ndarray], rows: np.ndarray) -> list[dict[str, str]]:

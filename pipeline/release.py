@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facecrowd.pipeline import leaks, preflight, publish, ray_data, steps, summary
+from facecrowd.pipeline import attributes, leaks, preflight, presets, publish, ray_data, steps, summary
 from facecrowd.pipeline import plan as planning
+from facecrowd.pipeline.attributes import Looked, Predictors
 from facecrowd.pipeline.audit import Counts, Released, audit
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, InputError, LeakError, PolicyError, ReleaseError, StoreError
@@ -29,8 +30,10 @@ from facecrowd.pipeline.schema import (
     JUDGED,
     LINK,
     MEMBERS,
+    ORIGINALS,
     PHOTOS,
     PLAN,
+    PREDICTORS,
     RENDERED,
     RENDERED_PHOTOS,
     SURROGATES,
@@ -50,15 +53,18 @@ class Prepared:
     config: ReleaseConfig
     listing: Listing
     hashes: dict[str, str]
+    predictors: Predictors
 
     def lines(self) -> list[str]:
         """What a dry run says."""
         c, photos = self.config, len(self.listing.photos)
+        attributes = [self.predictors.line()] if self.predictors != Predictors() else []
         named = "" if self.listing.subjects == "clusters" else f" ({self.listing.named_subjects()} people)"
         return [
             f"input: {photos} photos, subjects from {self.listing.subjects}{named}",
             f"method: {c.method.name}, k: {c.policy.k}, output: {c.output}",
             preflight.models_line(c.detect, self.hashes),
+            *attributes,
             f"release: {c.release.path}, workspace: {c.workspace_path}",
             "everything checked; nothing was written",
         ]
@@ -96,7 +102,7 @@ def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
     if config.detect.models and not os.path.isdir(os.path.expanduser(config.detect.models)):
         raise ConfigError(f"detect.models {config.detect.models}: no such folder")
     try:
-        found = listing(config.input, config.policy)
+        found = listing(config.input, config.policy, _predictable(config))
     except StoreError as error:
         raise InputError(f"input {error}") from None
     if found.subjects != "clusters" and found.named_subjects() < (config.policy.k or 1):
@@ -104,7 +110,9 @@ def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
             f"k = {config.policy.k} cannot be reached: the input names {found.named_subjects()} people; "
             "lower k or add people"
         )
-    prepared = Prepared(config, found, preflight.model_hashes(config.detect, download=not dry))
+    hashes = preflight.model_hashes(config.detect, download=not dry)
+    speakers = attributes.predictors(config.attributes, config.policy, found.brought, config.detect.models, not dry)
+    prepared = Prepared(config, found, hashes, speakers)
     _apart(prepared)
     preflight.room(config, found.photos)
     if dry:
@@ -112,6 +120,12 @@ def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
     prepared.workspace.check()
     publish.check_target(config, ours=_began(prepared))
     return prepared
+
+
+def _predictable(config: ReleaseConfig) -> tuple[str, ...]:
+    """The attributes that the input need not bring."""
+    named = config.policy.quasi_identifiers or config.policy.sensitive
+    return presets.predictable() if named and config.attributes.predictor != "none" else ()
 
 
 def _began(prepared: Prepared) -> bool:
@@ -182,18 +196,27 @@ class _Run:
             [(p.photo, p.path, p.bytes, p.subject, p.attributes, p.state) for p in self.prepared.listing.photos],
         )
         detect = c.detect.model_dump(exclude={"models", "detector", "recogniser"})
-        faces = fingerprint(photos, detect, c.detect.detector, self.prepared.hashes)
+        steer, judge = self._digests
+        faces = fingerprint(photos, detect, c.detect.detector, self.prepared.hashes, steer)
         policy = c.policy.model_dump()
         people = (c.input.cluster_threshold, c.input.same_person)
-        plan = fingerprint(faces, policy, c.method.name, self.prepared.listing.subjects, *people)
-        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality)
+        predicted = (self.prepared.listing.brought, c.attributes.unknown_margin)
+        plan = fingerprint(faces, policy, c.method.name, self.prepared.listing.subjects, *people, *predicted)
+        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality, judge)
         return {
             "photos": photos,
             "faces": faces,
+            "originals": fingerprint(plan, judge),
             "plan": plan,
             "rendered": rendered,
             "release": fingerprint(rendered, c.public(), self._place()),
         }
+
+    @property
+    def _digests(self) -> list[tuple[str, str] | None]:
+        """What tells the predictor and the judge from others."""
+        speakers = self.prepared.predictors
+        return [p.digest if p else None for p in (speakers.steer, speakers.judge)]
 
     def _place(self) -> str:
         """Where the release goes, however the path was written."""
@@ -208,7 +231,7 @@ class _Run:
         told = {name: value for name, value in self.config.public().items() if name != "compute"}
         told["release"] = {"identity": self.config.release.identity, "quality": self.config.release.quality}
         photos = [(p.photo, p.bytes, p.subject, p.attributes) for p in self.prepared.listing.photos]
-        return fingerprint("release", told, photos)
+        return fingerprint("release", told, photos, self._digests)
 
     def token(self, purpose: str, name: str, length: int) -> str:
         """A random name in this release alone."""
@@ -286,12 +309,26 @@ class _Run:
 
         self._table(parts, self.batches, make)
 
+    def _predictor(self, purpose: str, run: str) -> str | None:
+        """The predictor that speaks in a step, written down; None where none does."""
+        found = {"predictor": self.prepared.predictors.steer, "judge": self.prepared.predictors.judge}[purpose]
+        if found is None:
+            return None
+        parts, rows = self.parts(PREDICTORS, run), attributes.columns(found, purpose)
+
+        def write(missing: list[int]) -> None:
+            for part in missing:
+                parts.write(part, rows)
+
+        self._table(parts, 1, write)
+        return found.file
+
     def _faces(self) -> None:
         photos, faces = self.parts(PHOTOS, "photos"), self.parts(FACES, "faces")
         step = ray_data.Step(
             "detect",
             steps.PhotoSource(photos),
-            steps.detect_stages(self.config.detect),
+            steps.detect_stages(self.config.detect, self._predictor("predictor", "faces")),
             steps.FaceSink(faces, self.key),
             at_once=steps.PHOTOS_AT_ONCE,
         )
@@ -302,7 +339,11 @@ class _Run:
         columns = ["face_id", "photo", "part", "face_index", "status", "reason", "embedding"]
         faces = self.parts(FACES, "faces").read_all(self.batches, columns)
         photos = self.parts(PHOTOS, "photos").read_all(self.batches, ["photo", "subject", "attributes"])
-        plan = planning.make(self.config, self.prepared.listing.subjects, photos, faces)
+        steer, inferred = self.prepared.predictors.steer, {}
+        if steer is not None:
+            found = predictions(self.parts(FACES, "faces"), self.batches)
+            inferred = attributes.inferred(steer, found, self.config.policy, self.config.attributes.unknown_margin)
+        plan = planning.make(self.config, self.prepared.listing.subjects, photos, faces, inferred)
         written, members = self.parts(PLAN, "plan"), self.parts(MEMBERS, "plan")
 
         def write_plan(missing: list[int]) -> None:
@@ -332,19 +373,22 @@ class _Run:
         rendered = self.parts(RENDERED, "rendered")
         source: ray_data.Source
         stages: tuple[Stage, ...] = ()
+        judge = self._predictor("judge", "rendered")
+        # In photo output what is judged is the photo, below.
+        of_crops, of_photos = (judge, None) if c.output == "crop" else (None, judge)
         if c.method.name == "k-same":
             surrogates = self.parts(SURROGATES, "rendered")
             average = ray_data.Step(
                 "average",
                 steps.MemberSource(self.parts(MEMBERS, "plan"), faces),
-                steps.average_stages(c.detect, c.release.quality),
+                steps.average_stages(c.detect, c.release.quality, of_crops),
                 steps.SurrogateSink(surrogates),
             )
             self._table(surrogates, self._member_parts(planned), self._on_ray(average))
             source = steps.SurrogateSource(plan, surrogates)
         else:
             source = steps.CropSource(plan, faces)
-            stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key)
+            stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key, of_crops)
         step = ray_data.Step("render", source, stages, steps.RenderedSink(rendered, c.detect.crop_size))
         self._table(rendered, self.batches, self._on_ray(step))
         if c.output == "photo":
@@ -357,13 +401,23 @@ class _Run:
             )
             self._table(photos, self.batches, self._on_ray(blend))
             judged = self.parts(JUDGED, "rendered")
-            judge = ray_data.Step(
+            look_again = ray_data.Step(
                 "judge",
                 steps.BlendedSource(faces, rendered, photos),
-                steps.judge_photo_stages(c.detect),
+                steps.judge_photo_stages(c.detect, of_photos),
                 steps.JudgedSink(judged, c.detect.crop_size),
             )
-            self._table(judged, self.batches, self._on_ray(judge))
+            self._table(judged, self.batches, self._on_ray(look_again))
+
+        if judge is not None:
+            originals = self.parts(ORIGINALS, "originals")
+            look = ray_data.Step(
+                "look",
+                steps.LookSource(plan, faces),
+                steps.attributes(c.detect, judge, column="crop"),
+                steps.LookSink(originals),
+            )
+            self._table(originals, self.batches, self._on_ray(look))
 
     # ---------------------------------------------------------------------------------------------------- publish
 
@@ -399,6 +453,7 @@ class _Run:
             plan.subjects.source,
             plan.subjects.split_rate,
             plan.subjects.merged,
+            self.prepared.listing.brought,
         )
         record.write(self.workspace.folder, self._record())
         with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
@@ -415,9 +470,9 @@ class _Run:
                 self.batches,
                 rendered_hashes(self.parts(RENDERED, "rendered"), self.batches),
             ).repeated(plan.images)
-            report = audit(
-                config, plan, seen, self.key, counts, len(publication.rows), model_rows(config, self.prepared.hashes)
-            )
+            used = [*model_rows(config, self.prepared.hashes), *self.prepared.predictors.rows()]
+            looked = what_was_looked_at(record, self.workspace, self.prepared.predictors)
+            report = audit(config, plan, seen, self.key, counts, len(publication.rows), used, looked)
             # Whatever the scan finds stops the publication, so a report that is read lists none.
             report["leaks"] = []
             publication.write_text(publish.AUDIT, json.dumps(report, indent=1, sort_keys=True) + "\n")
@@ -558,6 +613,7 @@ class Record:
     subjects_from: str
     split_rate: float | None
     merged: int
+    brought: tuple[str, ...] = ()
 
     def write(self, folder: Folder, name: str) -> None:
         data = {**vars(self), "config": self.config.model_dump(mode="json"), "counts": asdict(self.counts)}
@@ -567,7 +623,8 @@ class Record:
     def read(cls, folder: Folder, name: str) -> Record:
         data = json.loads(folder.read(*name.split("/")))
         config = ReleaseConfig.model_validate(data.pop("config"))
-        return cls(**{**data, "config": config, "counts": Counts(**data["counts"])})
+        brought = tuple(data.get("brought", ()))
+        return cls(**{**data, "config": config, "counts": Counts(**data["counts"]), "brought": brought})
 
     @classmethod
     def of(cls, folder: Folder, card: str) -> Record:
@@ -609,15 +666,44 @@ def released_faces(plan: planning.Plan, parts: Parts, count: int, hashes: list[s
     """The released faces as the judge saw them; ``hashes``: of every rendered face, in the plan's order."""
     row_of = {face: row for row, face in enumerate(plan.face_id)}
     rows: list[int] = []
-    vectors, detected = [], []
+    vectors, detected, shown = [], [], []
     for part in range(count):
-        table = parts.read(part, ["face_id", "status", "detected", "embedding"])
+        table = parts.read(part, ["face_id", "status", "detected", "embedding", "attributes"])
         table = table.filter(pc.equal(table["status"], OK))
         rows += [row_of[face] for face in table["face_id"].to_pylist()]
         vectors.append(steps.embedding_array(table["embedding"]))
         detected += table["detected"].to_pylist()
+        shown.append(steps.attribute_array(table["attributes"]))
     kept = np.array([hashes[row] for row in rows], dtype=object)
-    return Released(np.array(rows, dtype=np.int64), np.concatenate(vectors), np.array(detected, dtype=bool), kept)
+    flags = np.array(detected, dtype=bool)
+    return Released(np.array(rows, dtype=np.int64), np.concatenate(vectors), flags, kept, np.concatenate(shown))
+
+
+def predictions(parts: Parts, count: int) -> np.ndarray:
+    """The probabilities of a manifest's attributes, (N, 40) float32, NaN where it has none."""
+    return steps.attribute_array(parts.read_all(count, ["attributes"])["attributes"])
+
+
+def what_was_looked_at(record: Record, workspace: Workspace, predictors: Predictors) -> Looked:
+    """What the run's predictors said of the originals, from its manifests."""
+    margin = record.config.attributes.unknown_margin
+    predicted, judged = (
+        predictions(workspace.parts(manifest, record.runs[run]), record.parts) if speaks else None
+        for manifest, run, speaks in (
+            (FACES, "faces", predictors.steer),
+            (ORIGINALS, "originals", predictors.judge),
+        )
+    )
+    return Looked(predictors, record.brought, margin, predicted, judged)
+
+
+def recorded_predictors(record: Record, workspace: Workspace) -> Predictors:
+    """The predictors that spoke in a run, as its manifests have them."""
+    found = {}
+    for purpose, run in (("steer", "faces"), ("judge", "rendered")):
+        parts = workspace.parts(PREDICTORS, record.runs[run])
+        found[purpose] = attributes.read(parts.read(0)) if parts.done() else None
+    return Predictors(**found)
 
 
 def model_rows(config: ReleaseConfig, hashes: dict[str, str]) -> list[dict[str, str]]:

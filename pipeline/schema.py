@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 EMBEDDING_SIZE = 512
+ATTRIBUTES = 40
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ _RUN = Column(
     "run", pa.string(), "hash of all that decides this table's content; a re-run with the same hash is the same"
 )
 _EMBEDDING = pa.list_(pa.float32(), EMBEDDING_SIZE)
+_PROBABILITIES = pa.list_(pa.float32(), ATTRIBUTES)
 
 PHOTOS = Manifest(
     "photos",
@@ -79,6 +81,37 @@ FACES = Manifest(
         Column("matrix", pa.list_(pa.float32(), 6), "2x3 similarity from photo to crop, row by row"),
         Column("crop", pa.binary(), "the aligned face as JPEG"),
         Column("embedding", _EMBEDDING, "unit vector of the recogniser"),
+        Column(
+            "attributes",
+            _PROBABILITIES,
+            "probability of each attribute in the order of predictors; null where none was predicted",
+        ),
+    ),
+)
+
+PREDICTORS = Manifest(
+    "predictors",
+    "one attribute of a predictor that spoke in a run of faces (predictor) or of rendered (judge)",
+    (
+        _RUN,
+        Column("purpose", pa.string(), "predictor or judge"),
+        Column("file", pa.string(), "name of a shipped predictor, or the user's file"),
+        Column("sha256", pa.string(), "hash of its file"),
+        Column("backbone", pa.string(), "the model it builds on; empty for none"),
+        Column("backbone_sha256", pa.string(), "hash of that model's file"),
+        Column("attribute", pa.string(), "the attribute; the rows are in the order of the probabilities"),
+        Column("threshold", pa.float32(), "probability from which it is taken as true"),
+    ),
+)
+
+ORIGINALS = Manifest(
+    "originals",
+    "one row of faces as the judge of attributes sees the original crop",
+    (
+        _RUN,
+        Column("face_id", pa.string(), "as in faces"),
+        *_STATUS,
+        Column("attributes", _PROBABILITIES, "the judge's probabilities; null in rows that are not ok"),
     ),
 )
 
@@ -94,8 +127,13 @@ PLAN = Manifest(
         *_STATUS,
         Column("subject_id", pa.string(), "the person: the unit of privacy; empty for rows without one"),
         Column("class_id", pa.int32(), "equivalence class; -1 for none"),
-        Column("originals", pa.map_(pa.string(), pa.string()), "the original's attributes that the policy names"),
-        Column("released", pa.map_(pa.string(), pa.string()), "the attribute values the release shows"),
+        Column(
+            "originals",
+            pa.map_(pa.string(), pa.string()),
+            "the original's attributes that the policy names, as the input has them, else as predicted; unknown ones "
+            "are left out",
+        ),
+        Column("released", pa.map_(pa.string(), pa.string()), "the attribute values the release shows; * for any"),
     ),
 )
 
@@ -122,6 +160,7 @@ SURROGATES = Manifest(
         Column("image", pa.binary(), "the surrogate as released (JPEG)"),
         Column("detected", pa.bool_(), "whether the detector finds a face in it"),
         Column("embedding", _EMBEDDING, "unit vector of the recogniser"),
+        Column("attributes", _PROBABILITIES, "the judge's probabilities; null where none was asked"),
     ),
 )
 
@@ -138,6 +177,11 @@ RENDERED = Manifest(
         Column("height", pa.int32(), "px"),
         Column("detected", pa.bool_(), "whether the detector finds a face in the released pixels"),
         Column("embedding", _EMBEDDING, "unit vector of the recogniser on the released pixels"),
+        Column(
+            "attributes",
+            _PROBABILITIES,
+            "the judge's probabilities on the released pixels; null where none was asked",
+        ),
     ),
 )
 
@@ -200,7 +244,7 @@ SHARD = Manifest(
     ),
 )
 
-WORKSPACE = (PHOTOS, FACES, PLAN, MEMBERS, SURROGATES, RENDERED, RENDERED_PHOTOS, JUDGED, LINK)
+WORKSPACE = (PHOTOS, FACES, PREDICTORS, PLAN, MEMBERS, SURROGATES, RENDERED, RENDERED_PHOTOS, JUDGED, ORIGINALS, LINK)
 
 
 def dictionary() -> str:

@@ -1,14 +1,17 @@
 """The steps of a release that touch pixels: for each, its source, its stages and its sink, all picklable.
 
-detect      photos → ReadPhotos, Detect, Align, Embed, Encode → faces
-average     members + crops → Average, Encode, Judge → surrogates          (k-same)
-render      faces + plan (+ surrogates) → [DecodeCrop, Obscure, Encode, Judge] → rendered
+detect      photos → ReadPhotos, Detect, Align, [Attributes], Embed, Encode → faces
+average     members + crops → Average, Encode, Judge, [Attributes] → surrogates          (k-same)
+render      faces + plan (+ surrogates) → [DecodeCrop, Obscure, Encode, Judge, [Attributes]] → rendered
 blend       photos + faces + rendered → ReadPhotos, Blend, Encode → rendered_photos      (output: photo)
+look        faces + plan → Attributes → originals                                        (where there is a judge)
+
+Attributes are inferred only where a predictor is named; its networks are imported only then.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ import pyarrow as pa
 from facecrowd.pipeline.config import Detect as DetectConfig
 from facecrowd.pipeline.config import Method
 from facecrowd.pipeline.publish import read_images
-from facecrowd.pipeline.schema import EMBEDDING_SIZE
+from facecrowd.pipeline.schema import ATTRIBUTES, EMBEDDING_SIZE
 from facecrowd.pipeline.storage import Folder, Parts
 from facecrowd.stages.align import Align
 from facecrowd.stages.average import Average
@@ -29,7 +32,7 @@ from facecrowd.stages.encode import Encode
 from facecrowd.stages.judge import Judge
 from facecrowd.stages.obscure import Blur, Mask, Noise, Obscure, Pixelate
 from facecrowd.stages.runkey import RunKey
-from facecrowd.stages.stage import OK, Batch, Stage
+from facecrowd.stages.stage import OK, Batch, Stage, rows
 
 CLASSES_PER_PART = 32
 IMAGES_PER_PART = 64
@@ -76,11 +79,12 @@ class FaceSink:
                 "matrix": _where([s == OK for s in batch["status"]], batch["matrix"]),
                 "crop": list(batch["image"]),
                 "embedding": _where([s == OK for s in batch["status"]], batch["embedding"]),
+                "attributes": _probabilities(batch),
             },
         )
 
 
-def detect_stages(config: DetectConfig) -> tuple[Stage, ...]:
+def detect_stages(config: DetectConfig, predictor: str | None = None) -> tuple[Stage, ...]:
     return (
         ReadPhotos(max_pixels=config.max_pixels),
         Detect(
@@ -92,6 +96,7 @@ def detect_stages(config: DetectConfig) -> tuple[Stage, ...]:
             folder=config.models,
         ),
         Align(crop_size=config.crop_size),
+        *attributes(config, predictor, column="crop"),
         Embed(config.recogniser, folder=config.models),
         Encode(column="crop", quality=CROP_QUALITY),
     )
@@ -140,16 +145,33 @@ class SurrogateSink:
 
     def __call__(self, part: int, batch: Batch) -> int:
         names = ("class_id", "subjects", "faces", "image", "detected", "embedding")
-        return self.surrogates.write(part, {name: batch[name] for name in names})
+        return self.surrogates.write(
+            part, {**{name: batch[name] for name in names}, "attributes": _probabilities(batch)}
+        )
 
 
-def average_stages(config: DetectConfig, quality: int) -> tuple[Stage, ...]:
-    return (Average(size=config.crop_size), Encode(column="rendered", quality=quality), judge(config))
+def average_stages(config: DetectConfig, quality: int, predictor: str | None = None) -> tuple[Stage, ...]:
+    return (
+        Average(size=config.crop_size),
+        Encode(column="rendered", quality=quality),
+        *judges(config, predictor),
+    )
 
 
-def judge(config: DetectConfig, column: str = "image") -> Judge:
-    """What looks at released pixels: the run's own detector and recogniser."""
-    return Judge(config.recogniser, config.detector, threshold=config.threshold, folder=config.models, column=column)
+def judges(config: DetectConfig, predictor: str | None = None, column: str = "image") -> tuple[Stage, ...]:
+    """What looks at released pixels: the run's own detector and recogniser, and the judge of attributes if any."""
+    found = Judge(config.recogniser, config.detector, threshold=config.threshold, folder=config.models, column=column)
+    return (found, *attributes(config, predictor, column))
+
+
+def attributes(config: DetectConfig, predictor: str | None, column: str) -> tuple[Stage, ...]:
+    """The stage that infers attributes, where a predictor is named."""
+    if predictor is None:
+        return ()
+    # The networks behind it take a second to import, which a run without attributes need not spend.
+    from facecrowd.stages.attributes import Attributes
+
+    return (Attributes(predictor, column, config.models),)
 
 
 # ---------------------------------------------------------------------------------------------------------- render
@@ -171,7 +193,7 @@ class SurrogateSource:
             where = np.flatnonzero((classes >= 0) & (classes // CLASSES_PER_PART == shard))
             wanted = np.unique(classes[where])
             found = self.surrogates.read_rows(
-                int(shard), [int(c) % CLASSES_PER_PART for c in wanted], ["class_id", "image", "detected", "embedding"]
+                int(shard), [int(c) % CLASSES_PER_PART for c in wanted], ["class_id", *(f.name for f in fields(Faces))]
             )
             assert found["class_id"].to_pylist() == wanted.tolist()
             for row in where:
@@ -186,18 +208,18 @@ class Faces:
     image: list[bytes | None]
     detected: list[bool | None]
     embedding: list[Any]
+    attributes: list[Any]
 
     @classmethod
     def empty(cls, rows: int) -> Faces:
-        return cls([None] * rows, [None] * rows, [None] * rows)
+        return cls([None] * rows, [None] * rows, [None] * rows, [None] * rows)
 
     def set(self, row: int, found: pa.Table, at: int) -> None:
-        self.image[row] = found["image"][at].as_py()
-        self.detected[row] = found["detected"][at].as_py()
-        self.embedding[row] = found["embedding"][at].as_py()
+        for name, column in self.columns().items():
+            column[row] = found[name][at].as_py()
 
     def columns(self) -> Batch:
-        return {"image": self.image, "detected": self.detected, "embedding": self.embedding}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -237,11 +259,14 @@ class RenderedSink:
                 "height": [self.size if o else None for o in ok],
                 "detected": [bool(d) if o else None for o, d in zip(ok, batch["detected"], strict=True)],
                 "embedding": _where(ok, batch["embedding"]),
+                "attributes": _probabilities(batch),
             },
         )
 
 
-def obscure_stages(config: DetectConfig, method: Method, quality: int, key: RunKey) -> tuple[Stage, ...]:
+def obscure_stages(
+    config: DetectConfig, method: Method, quality: int, key: RunKey, predictor: str | None = None
+) -> tuple[Stage, ...]:
     how: dict[str, Blur | Pixelate | Mask | Noise] = {
         "blur": Blur(method.sigma),
         "pixelate": Pixelate(method.blocks),
@@ -252,7 +277,7 @@ def obscure_stages(config: DetectConfig, method: Method, quality: int, key: RunK
         DecodeImages("crop_image", "crop"),
         Obscure(how[method.name], key),
         Encode(column="rendered", quality=quality),
-        judge(config),
+        *judges(config, predictor),
     )
 
 
@@ -347,8 +372,36 @@ class JudgedSink:
         return RenderedSink(self.rendered, self.size)(part, {**batch, "image": [None] * len(batch["face_id"])})
 
 
-def judge_photo_stages(config: DetectConfig) -> tuple[Stage, ...]:
-    return (DecodeImages("image", "photo"), Align(crop_size=config.crop_size), judge(config, column="crop"))
+def judge_photo_stages(config: DetectConfig, predictor: str | None = None) -> tuple[Stage, ...]:
+    return (
+        DecodeImages("image", "photo"),
+        Align(crop_size=config.crop_size),
+        *judges(config, predictor, column="crop"),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ look
+
+
+@dataclass(frozen=True)
+class LookSource:
+    """The original crop of every face that is released."""
+
+    plan: Parts
+    faces: Parts
+
+    def __call__(self, part: int) -> Batch:
+        batch = _named(self.plan.read(part, ["face_id", "status", "reason"]))
+        return {**batch, "crop": self.faces.read(part, ["crop"])["crop"].to_pylist()}
+
+
+@dataclass(frozen=True)
+class LookSink:
+    originals: Parts
+
+    def __call__(self, part: int, batch: Batch) -> int:
+        same = {name: list(batch[name]) for name in ("face_id", "status", "reason")}
+        return self.originals.write(part, {**same, "attributes": _probabilities(batch)})
 
 
 # ----------------------------------------------------------------------------------------------------------- audit
@@ -385,6 +438,14 @@ def _where(keep: list[bool], values: Any) -> list[Any]:
     return [value if k else None for k, value in zip(keep, values, strict=True)]
 
 
+def _probabilities(batch: Batch) -> list[Any]:
+    """The attributes of a batch; None where nothing was predicted."""
+    if "attributes" not in batch:
+        return [None] * rows(batch)
+    found = zip(batch.get("status", [OK] * rows(batch)), batch["attributes"], strict=True)
+    return [cell if status == OK and cell is not None else None for status, cell in found]
+
+
 def _floats(cells: list[Any], size: int) -> np.ndarray:
     """(N, size) float32; NaN where a cell is null."""
     return np.array([[np.nan] * size if cell is None else cell for cell in cells], dtype=np.float32).reshape(-1, size)
@@ -397,10 +458,19 @@ def _named(table: pa.Table) -> Batch:
 
 def embedding_array(column: pa.ChunkedArray) -> np.ndarray:
     """(N, 512) float32; zeros where a row has none."""
+    return _vectors(column, EMBEDDING_SIZE, 0.0)
+
+
+def attribute_array(column: pa.ChunkedArray) -> np.ndarray:
+    """(N, 40) float32 probabilities; NaN where a row has none."""
+    return _vectors(column, ATTRIBUTES, np.nan)
+
+
+def _vectors(column: pa.ChunkedArray, width: int, missing: float) -> np.ndarray:
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
-    out = np.zeros((len(array), EMBEDDING_SIZE), dtype=np.float32)
+    out = np.full((len(array), width), missing, dtype=np.float32)
     valid = np.asarray(array.is_valid())
-    out[valid] = array.drop_null().flatten().to_numpy().reshape(-1, EMBEDDING_SIZE)
+    out[valid] = array.drop_null().flatten().to_numpy().reshape(-1, width)
     return out

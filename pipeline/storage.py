@@ -318,6 +318,10 @@ class Workspace:
         )
         if any(_run_of(snapshot) == parts.run for snapshot in table.snapshots()):
             return
+        if {field.name for field in table.schema().fields} != set(parts.manifest.arrow.names):
+            # Made by an earlier version of the manifests; its rows have nulls in the new columns.
+            with table.update_schema() as update:
+                update.union_by_name(parts.manifest.arrow)
         base = f"file://{parts.folder.local.resolve()}" if parts.folder.local is not None else parts.folder.url
         files = [f"{base}/{parts.name(part)}" for part in range(count)]
         with table.transaction() as transaction:

@@ -32,6 +32,7 @@ def verdict_lines(audit: Audit) -> list[str]:
     lines += _label_lines(audit)
     for attack in audit["reidentification"]:
         lines.append(attack_line(attack))
+    lines += attribute_lines(audit)
     lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"]]
     return [*lines, conclusion(audit)]
 
@@ -65,6 +66,40 @@ def attack_line(attack: dict[str, Any]) -> str:
         f"{attack['rank1_per_face']:.1%} of faces, chance {attack['chance']:.2%} "
         f"({attack['probes']} probes, {attack['gallery_subjects']} people)"
     )
+
+
+def attribute_lines(audit: Audit) -> list[str]:
+    """What predictors say of the attributes; an audit made before there were any has none."""
+    found = audit.get("attributes")
+    if found is None:
+        return []
+    lines = []
+    if found["predicted"]:
+        unknown = [f"{name} of {share:.1%}" for name, share in found["unknown"].items() if share]
+        left = f"; unknown: {', '.join(unknown)} of faces" if unknown else ""
+        lines.append(f"attributes predicted by {found['predictor']}: {', '.join(found['predicted'])}{left}")
+    for row in found["disagreement"]:
+        said = "nothing to compare"
+        if row["faces"]:
+            said = (
+                f"differs from the input's for {row['share_of_faces']:.1%} of {row['faces']} faces, "
+                f"{row['share_of_subjects']:.1%} of {row['subjects']} subjects"
+            )
+        lines.append(f"{row['attribute']} by predictor {found['predictor']}: {said}")
+    for row in found["shown"]:
+        lines.append(f"{row['attribute']} shown, measured against predictor {found['judge']}: {_shown(row)}")
+    return lines
+
+
+def _shown(row: dict[str, Any]) -> str:
+    if "not_measured" in row:
+        return f"not measured ({row['not_measured']})"
+    if not row["released_faces"]:
+        return "nothing to compare: the release leaves it open (*)"
+    originals = row.get("originals_agreement")
+    beside = "" if originals is None else f" (of originals and their own value: {originals:.1%})"
+    left = f"; {row['left_open']:.1%} left open (*)" if row["left_open"] else ""
+    return f"{row['released_agreement']:.1%} of {row['released_faces']} faces show the released value{beside}{left}"
 
 
 def leak_lines(leaks: list[dict[str, str]]) -> str:
@@ -113,6 +148,7 @@ def readme(audit: Audit, form: str) -> str:
             "",
             *[f"- {line}" for line in _label_lines(audit)],
             *[f"- {attack_line(a)}" for a in audit["reidentification"]],
+            *[f"- {line}" for line in attribute_lines(audit)],
             "",
             "## What is here",
             "",

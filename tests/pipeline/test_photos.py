@@ -259,7 +259,7 @@ def test_attributes_are_joined_by_file_name_or_by_path(tmp_path: Path, key: str)
         ({"image_id": ["1.jpg", "2.jpg"], "Male": [1.0, float("nan")]}, "row 'b/2.jpg': Male is empty"),
         ({"image_id": ["1.jpg", "2.jpg", "1.jpg"], "Male": ["1", "0", "0"]}, "row 2: '1.jpg' is there twice"),
         ({"image_id": ["1.jpg", "2.jpg", None], "Male": ["1", "0", "0"]}, "row 2: image_id is empty"),
-        ({"image_id": ["1.jpg", "2.jpg"]}, "no column 'Male' (there are image_id)"),
+        ({"image_id": ["1.jpg", "2.jpg"]}, "no column 'Male' (there are image_id); presets: anonymousnet, five-parts"),
         ({"photo": ["1.jpg"], "Male": ["1"]}, "no column 'image_id' (there are photo, Male)"),
     ],
 )

@@ -121,7 +121,7 @@ def test_embeddings_and_maps_keep_their_values(workspace: Workspace) -> None:
     vectors = np.random.Generator(np.random.Philox(1)).standard_normal((2, 512)).astype(np.float32)
     surrogates = workspace.parts(SURROGATES, "r")
     columns = {"class_id": [0, 1], "subjects": [3, 3], "faces": [3, 4], "image": [b"a", None], "detected": [True, None]}
-    surrogates.write(0, {**columns, "embedding": [vectors[0], None]})
+    surrogates.write(0, {**columns, "embedding": [vectors[0], None], "attributes": [None, [0.5] * 40]})
     found = surrogates.read(0)["embedding"].to_pylist()
     assert np.array_equal(np.float32(found[0]), vectors[0])
     assert found[1] is None
