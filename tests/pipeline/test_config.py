@@ -51,6 +51,12 @@ def test_the_public_config_does_not_say_where_a_model_file_lay(key: str) -> None
     assert "scrfd-500m" in str(load().public())
 
 
+@pytest.mark.parametrize("key", ["attributes.predictor", "attributes.judge"])
+@pytest.mark.parametrize("file", ["/home/ann/own.safetensors", "anns.safetensors"])
+def test_the_public_config_names_no_predictors_file(key: str, file: str) -> None:
+    assert "ann" not in str(load(None, {key: file}).public())
+
+
 @pytest.mark.parametrize("role", ["quasi_identifiers", "sensitive"])
 @pytest.mark.parametrize(
     "key, column",
@@ -138,9 +144,10 @@ def test_an_empty_file_is_the_default_config(tmp_path: Path) -> None:
     assert load(tmp_path / "c.yaml") == load()
 
 
-def test_a_manifest_brings_attributes_and_a_folder_does_not() -> None:
+def test_a_manifest_brings_any_attribute_and_a_folder_those_that_can_be_predicted() -> None:
     assert load(None, {"input.path": "photos.parquet", "policy.sensitive": ["A"]}).policy.sensitive == ("A",)
-    with pytest.raises(ConfigError, match="policy names attributes, and the input brings none"):
+    assert load(None, {"input.path": "photos", "policy.sensitive": ["Young"]}).policy.sensitive == ("Young",)
+    with pytest.raises(ConfigError, match="policy names attributes, and the input brings none: A cannot be predicted"):
         load(None, {"input.path": "photos", "policy.sensitive": ["A"]})
 
 

@@ -187,3 +187,47 @@ def test_a_surrogate_that_is_one_members_own_face_is_found() -> None:
     assert release.lone_surrogates(plan, table(faces)) == []
     copied = [plan.embedding[plan.class_id == 0][0], *faces[1:]]
     assert release.lone_surrogates(plan, table(copied)) == [0]
+
+
+def guessed(values: dict[str, list[str | None]]) -> dict[str, np.ndarray]:
+    """Predicted Young of every photo of ``values`` (person → photos), in the order of the faces."""
+    return {"Young": np.array([v for person in values.values() for v in person], dtype=object)}
+
+
+def predicted_plan(values: dict[str, list[str | None]], **changes: Any) -> Plan:
+    photos, faces = tables({person: len(v) for person, v in values.items()})
+    asked = config(**{"policy.quasi_identifiers": ["Hat", "Young"], **changes})
+    return planning.make(asked, "folder", photos, faces, guessed(values))
+
+
+BLUR = {"method.name": "blur", "policy.k": None}
+
+
+def test_an_unknown_value_takes_no_part_in_a_subjects_majority_and_unknown_alone_is_any() -> None:
+    plan = predicted_plan({"ann": [None, None, "1"], "bob": ["0", "0", None, "1"], "cat": [None, None]}, **BLUR)
+    shown = {person: set(plan.released["Young"][plan.subject_id == person]) for person in ("ann", "bob", "cat")}
+    assert shown == {"ann": {"1"}, "bob": {"0"}, "cat": {"*"}}
+    assert plan.originals["Young"].tolist() == [None, None, "1", "0", "0", None, "1", None, None]
+
+
+@pytest.mark.parametrize(
+    "values, shown",
+    [
+        ([["1"], [None], ["1"], [None]], "1"),  # two who are known outvote those who are not
+        ([["1"], [None], [None], [None]], "*"),  # one alone would be that member's own
+        ([[None], [None], [None], [None]], "*"),
+        ([["1"], ["0"], ["0"], ["1", "1"]], "0"),
+    ],
+)
+def test_whoever_is_unknown_has_no_vote_in_a_class(values: list[list[str | None]], shown: str) -> None:
+    people = dict(zip(("ann", "bob", "cat", "dan"), values, strict=True))
+    plan = predicted_plan(people, **{"policy.k": 4})
+    assert plan.classes == 1
+    assert set(plan.released["Young"]) == {shown}
+
+
+def test_what_the_input_brings_is_not_predicted_over() -> None:
+    photos, faces = tables(SEVEN)
+    wrong = {"Hat": np.full(len(faces), "predicted", dtype=object)}
+    plan = planning.make(config(**{"policy.quasi_identifiers": ["Hat"]}), "folder", photos, faces, wrong)
+    assert set(plan.originals["Hat"]) == {"0", "1"}

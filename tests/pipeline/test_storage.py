@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from facecrowd.pipeline.errors import ConfigError, StoreError, WorkspaceError
-from facecrowd.pipeline.schema import MEMBERS, PHOTOS, SURROGATES
+from facecrowd.pipeline.schema import MEMBERS, PHOTOS, SURROGATES, Manifest
 from facecrowd.pipeline.storage import NAMESPACE, ROW_GROUP, Folder, Parts, Workspace, fingerprint
 
 
@@ -154,6 +154,20 @@ def test_a_run_with_missing_parts_is_not_committed(workspace: Workspace, parts: 
     with pytest.raises(WorkspaceError, match="members: 2 of 3 parts are missing; run it again"):
         workspace.commit(parts, 3)
     assert not workspace.committed(MEMBERS, "run-1")
+
+
+def test_a_workspace_of_an_earlier_version_takes_manifests_with_more_columns(workspace: Workspace) -> None:
+    with workspace.locked():
+        workspace.create()
+    fewer = Manifest("surrogates", SURROGATES.row, tuple(c for c in SURROGATES.columns if c.name != "attributes"))
+    row = {"class_id": [0], "subjects": [3], "faces": [3], "image": [b"a"], "detected": [True], "embedding": [None]}
+    for manifest, run, more in ((fewer, "old", {}), (SURROGATES, "new", {"attributes": [[0.5] * 40]})):
+        parts = workspace.parts(manifest, run)
+        parts.write(0, {**row, **more})
+        workspace.commit(parts, 1)
+    table = workspace.catalog().load_table((NAMESPACE, "surrogates")).scan().to_arrow()
+    found = dict(zip(table["run"].to_pylist(), table["attributes"].to_pylist(), strict=True))
+    assert found == {"old": None, "new": [0.5] * 40}
 
 
 def test_a_run_is_named_by_all_that_decides_it_in_any_order_of_keys() -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from facecrowd.pipeline.release import Outcome
-from facecrowd.pipeline.summary import attack_line, conclusion, leak_lines, licences, readme, verdict_lines
+from facecrowd.pipeline.summary import (
+    attack_line,
+    attribute_lines,
+    conclusion,
+    leak_lines,
+    licences,
+    readme,
+    verdict_lines,
+)
 
 
 @pytest.fixture
@@ -75,3 +83,47 @@ def test_the_licences_name_every_model_its_use_and_its_terms(audit: dict[str, An
     text = licences(audit)
     for model in audit["models"]:
         assert f"| {model['name']} | {model['purpose']} | {model['licence']} | `{model['sha256']}` |" in text
+
+
+def test_what_predictors_said_has_a_line_for_each_attribute_and_names_who_said_it(audit: dict[str, Any]) -> None:
+    assert attribute_lines(audit) == []
+    audit["attributes"] = {
+        "predictor": "steer",
+        "judge": "judge",
+        "brought": ["Male"],
+        "predicted": ["Young"],
+        "unknown_margin": 0.1,
+        "unknown": {"Young": 0.25},
+        "disagreement": [
+            {"attribute": "Male", "faces": 8, "share_of_faces": 0.5, "subjects": 4, "share_of_subjects": 0.25}
+        ],
+        "shown": [
+            {
+                "attribute": "Young",
+                "left_open": 0.25,
+                "released_faces": 6,
+                "released_agreement": 0.5,
+                "originals_faces": 8,
+                "originals_agreement": 0.75,
+            },
+            {"attribute": "Male", "left_open": 1.0, "released_faces": 0, "released_agreement": None},
+            {"attribute": "Hat", "not_measured": "no predictor knows this attribute"},
+        ],
+    }
+    lines = [
+        "attributes predicted by steer: Young; unknown: Young of 25.0% of faces",
+        "Male by predictor steer: differs from the input's for 50.0% of 8 faces, 25.0% of 4 subjects",
+        "Young shown, measured against predictor judge: 50.0% of 6 faces show the released value (of originals and "
+        "their own value: 75.0%); 25.0% left open (*)",
+        "Male shown, measured against predictor judge: nothing to compare: the release leaves it open (*)",
+        "Hat shown, measured against predictor judge: not measured (no predictor knows this attribute)",
+    ]
+    assert attribute_lines(audit) == lines
+    assert set(lines) < set(verdict_lines(audit))
+    assert all(line in readme(audit, "files") for line in lines)
+
+
+def test_an_audit_from_before_there_were_predictors_still_reads(audit: dict[str, Any]) -> None:
+    del audit["attributes"]
+    assert attribute_lines(audit) == []
+    assert verdict_lines(audit)

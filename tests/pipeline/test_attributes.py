@@ -1,0 +1,406 @@
+"""Claims of pipeline/attributes.py: attributes that the input does not bring are predicted, released pixels are judged,
+and what either says is called measured.
+
+The shipped predictor infers; the judge of most tests is a file made here: drawn weights on the same backbone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from facecrowd.jobs.audit import audit_release
+from facecrowd.pipeline import attributes, ray_data
+from facecrowd.pipeline import release as releases
+from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.errors import ConfigError, InputError
+from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.release import Outcome
+from facecrowd.stages import models
+from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, STEER, Predictor
+from facecrowd.stages.decode import decode
+
+Settings = Callable[..., ReleaseConfig]
+Make = Callable[..., Outcome]
+
+WIDTH = 14336
+"""Numbers that say what the ArcFace backbone sees of a face: 896 maps of 4 x 4."""
+ASKED = {"policy.quasi_identifiers": ["Male", "Young"], "policy.sensitive": ["Attractive"]}
+
+
+def private(outcome: Outcome, table: str) -> list[dict[str, Any]]:
+    (folder,) = (Path(outcome.workspace.root) / "tables" / table).iterdir()
+    return [row for file in sorted(folder.glob("part-*")) for row in pq.read_table(file).to_pylist()]
+
+
+def public(outcome: Outcome) -> pa.Table:
+    return pq.read_table(outcome.release.at("manifest.parquet"))
+
+
+def write(file: Path, seed: int = 1, **about: Any) -> str:
+    """A predictor with a drawn head, so that it is often right and often wrong."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {
+        "head.weight": torch.randn(40, WIDTH, generator=draw).half() * 0.05,
+        "head.bias": torch.zeros(40),
+        "temperature": torch.ones(40),
+        "prior": torch.linspace(0.2, 0.8, 40),
+    }
+    said = {"kind": "attribute predictor", "backbone": "arcface-mobilefacenet", "attributes": ATTRIBUTES, **about}
+    save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("judge") / "drawn.safetensors")
+
+
+@pytest.fixture(scope="module")
+def predicted(settings: Settings, make_release: Make, judge: str, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A release of a folder of photos that brings no attribute."""
+    output = tmp_path_factory.mktemp("predicted") / "release"
+    return make_release(settings(output, **ASKED, **{"attributes.judge": judge, "policy.l": {"value": 1}}))
+
+
+@pytest.fixture(scope="module")
+def table(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Male is brought, and false of everybody but the first; Hat is no attribute of CelebA."""
+    rows = ["image_id,Male,Attractive,Hat"]
+    for i, person in enumerate(sorted(photos.iterdir())):
+        rows += [f"{person.name}/{p.name},{int(i == 0)},{i % 2},{i % 2}" for p in sorted(person.iterdir())]
+    file = tmp_path_factory.mktemp("brought") / "attributes.csv"
+    file.write_text("\n".join(rows))
+    return file
+
+
+# --------------------------------------------------------------------------------------------------------- predicted
+
+
+def test_a_folder_without_any_table_is_released_with_predicted_attributes(predicted: Outcome) -> None:
+    shown = public(predicted)
+    assert predicted.met
+    assert {"Male", "Young"} <= set(shown.column_names)
+    assert "Attractive" not in shown.column_names
+    assert set(shown["Male"].to_pylist()) <= {"0", "1", "*"}
+    assert predicted.audit["attributes"]["predictor"] == STEER
+    assert predicted.audit["attributes"]["predicted"] == ["Male", "Young", "Attractive"]
+
+
+def test_the_faces_carry_the_predictors_probabilities_and_the_plan_its_values(
+    predicted: Outcome, model_folder: str | None
+) -> None:
+    faces, plan = private(predicted, "faces"), private(predicted, "plan")
+    predictor = Predictor.load(STEER, model_folder)
+    found = np.array([face["attributes"] for face in faces], np.float32)
+    # The workspace keeps its crops as JPEG, so they are not quite the pixels that were looked at.
+    again = predictor.predict([decode(face["crop"]) for face in faces])
+    assert np.abs(found - again).mean() < 0.05
+    assert np.corrcoef(found.ravel(), again.ravel())[0, 1] > 0.98
+    for values, row in zip(predictor.values(found), plan, strict=True):
+        for name in ("Male", "Young", "Attractive"):
+            assert dict(row["originals"])[name] == str(values[ATTRIBUTES.index(name)])
+
+
+def test_the_workspace_says_which_weights_spoke_and_where_their_thresholds_lie(
+    predicted: Outcome, model_folder: str | None
+) -> None:
+    folders = sorted((Path(predicted.workspace.root) / "tables" / "predictors").iterdir())
+    rows = [pq.read_table(folder).to_pylist() for folder in folders]
+    (steer,) = (r for r in rows if r[0]["purpose"] == "predictor")
+    (judge,) = (r for r in rows if r[0]["purpose"] == "judge")
+    predictor = Predictor.load(STEER, model_folder)
+    assert [row["attribute"] for row in steer] == list(ATTRIBUTES)
+    assert np.float32([row["threshold"] for row in steer]).tolist() == predictor.calibration.threshold.tolist()
+    assert {row["sha256"] for row in steer} == {predictor.sha256}
+    assert {row["sha256"] for row in judge} != {predictor.sha256}
+
+
+def test_the_audit_names_predictor_judge_and_what_they_build_on_with_their_terms(
+    predicted: Outcome, judge: str
+) -> None:
+    used = {m["purpose"]: m for m in predicted.audit["models"]}
+    assert used["attribute predictor"]["name"] == STEER
+    assert "non-commercial" in used["attribute predictor"]["licence"]
+    assert used["backbone of the attribute predictor"]["name"] == "arcface-mobilefacenet"
+    assert used["judge of attributes"]["name"] == "the user's own (drawn.safetensors)"
+    assert used["judge of attributes"]["sha256"] == models.sha256(judge)
+    licences = predicted.release.read("LICENCES.md").decode()
+    assert all(m["sha256"] in licences for m in used.values())
+    assert str(Path(judge).parent) not in json.dumps(predicted.audit) + predicted.release.read("release.yaml").decode()
+
+
+def test_l_and_t_of_predicted_values_are_measured_and_k_stays_formal(predicted: Outcome) -> None:
+    kinds = {r["name"].split(" ")[0]: r["kind"] for r in predicted.audit["requirements"]}
+    assert kinds["k"] == "formal"
+    assert kinds["l"] == f"measured against predictor {STEER}"
+
+
+def test_near_the_threshold_a_quasi_identifier_is_unknown_and_a_sensitive_value_never(
+    tmp_path: Path, settings: Settings, make_release: Make, judge: str
+) -> None:
+    """A margin that nothing clears: the release leaves all open, and l still counts values, not unknowns."""
+    margin = {"attributes.unknown_margin": 0.5, "attributes.judge": judge}
+    names = {"policy.quasi_identifiers": ["Pale_Skin", "Young"], "policy.sensitive": ["Attractive"]}
+    for method in ("k-same", "blur"):
+        outcome = make_release(
+            settings(tmp_path / method, **names, **margin, **{"method.name": method, "policy.k": None})
+        )
+        open_faces = [name for name, share in outcome.audit["attributes"]["unknown"].items() if share == 1]
+        assert open_faces, outcome.audit["attributes"]["unknown"]
+        for name in open_faces:
+            assert set(public(outcome)[name].to_pylist()) == {"*"}
+            (shown,) = (row for row in outcome.audit["attributes"]["shown"] if row["attribute"] == name)
+            assert (shown["left_open"], shown["released_faces"]) == (1, 0)
+        assert all(dict(row["originals"])["Attractive"] in "01" for row in private(outcome, "plan"))
+
+
+def test_values_nearer_to_the_threshold_than_the_margin_are_unknown_and_so_is_what_nobody_predicted() -> None:
+    predictor = attributes.Predictor("a", "", "", "", (0.3,) * 40)
+    probabilities = np.full((1, 40), 0.3, np.float32)
+    probabilities[0, :5] = [0.1, 0.25, 0.35, 0.6, np.nan]
+    assert predictor.values(probabilities)[0, :6].tolist() == [0, 0, 1, 1, -1, 1]
+    assert predictor.values(probabilities, 0.1)[0, :6].tolist() == [0, -1, -1, 1, -1, -1]
+
+
+# ----------------------------------------------------------------------------------------------------------- brought
+
+
+def test_what_the_input_brings_wins_and_the_rest_is_predicted(
+    tmp_path: Path, settings: Settings, make_release: Make, table: Path, judge: str, predicted: Outcome
+) -> None:
+    brought = {"input.attributes": str(table), "attributes.judge": judge}
+    outcome = make_release(settings(tmp_path / "release", **ASKED, **brought))
+    people = sorted({row["subject_id"] for row in private(outcome, "plan")})
+    theirs = {row["photo"]: dict(row["originals"]) for row in private(predicted, "plan")}
+    for row in private(outcome, "plan"):
+        own = dict(row["originals"])
+        assert own["Male"] == str(int(row["subject_id"] == people[0]))
+        assert own["Young"] == theirs[row["photo"]]["Young"]
+    assert outcome.audit["attributes"]["brought"] == ["Male", "Attractive"]
+    assert outcome.audit["attributes"]["predicted"] == ["Young"]
+
+
+def test_an_input_that_brings_all_is_not_predicted(
+    tmp_path: Path, settings: Settings, make_release: Make, table: Path
+) -> None:
+    names = {"policy.quasi_identifiers": ["Hat"], "policy.sensitive": ["Attractive"], "input.attributes": str(table)}
+    config = settings(tmp_path / "release", **names)
+    assert releases.prepare(config).predictors == attributes.Predictors()
+    outcome = make_release(config)
+    assert {row["attributes"] for row in private(outcome, "faces")} == {None}
+    assert outcome.audit["attributes"] is None
+    assert not (Path(outcome.workspace.root) / "tables" / "predictors").exists()
+
+
+def test_a_predictor_that_is_named_speaks_of_what_is_brought_and_the_disagreement_is_counted(
+    tmp_path: Path, settings: Settings, make_release: Make, table: Path, predicted: Outcome
+) -> None:
+    named = {"input.attributes": str(table), "attributes.predictor": STEER, "attributes.judge": "none"}
+    outcome = make_release(settings(tmp_path / "release", **named, **{"policy.quasi_identifiers": ["Male", "Hat"]}))
+    (row,) = outcome.audit["attributes"]["disagreement"]
+    guess: dict[str, list[int]] = {}
+    for face in private(predicted, "plan"):
+        guess.setdefault(face["subject_id"], []).append(int(dict(face["originals"])["Male"]))
+    truth = {person: int(i == 0) for i, person in enumerate(sorted(guess))}
+    wrong = [v != truth[person] for person, values in guess.items() for v in values]
+    majority = [(2 * sum(values) > len(values)) != truth[person] for person, values in guess.items()]
+    assert row == {
+        "attribute": "Male",
+        "faces": 12,
+        "share_of_faces": round(float(np.mean(wrong)), 6),
+        "subjects": 6,
+        "share_of_subjects": round(float(np.mean(majority)), 6),
+    }
+    assert f"Male by predictor {STEER}: differs from the input's" in outcome.release.read("README.md").decode()
+
+
+def test_words_for_yes_and_no_are_read_as_tables_have_them() -> None:
+    words = ["1", "True", "yes", "0", "-1", "FALSE", "no", "*", "", None, "2"]
+    assert attributes.truth(words).tolist() == [1, 1, 1, 0, 0, 0, 0, -1, -1, -1, -1]
+
+
+# ------------------------------------------------------------------------------------------------------------- judge
+
+
+def test_a_class_is_judged_once_and_all_its_faces_carry_that(predicted: Outcome) -> None:
+    surrogates = {row["class_id"]: row["attributes"] for row in private(predicted, "surrogates")}
+    plan = {row["face_id"]: row["class_id"] for row in private(predicted, "plan")}
+    for row in private(predicted, "rendered"):
+        assert row["attributes"] == surrogates[plan[row["face_id"]]]
+
+
+def test_agreement_is_of_the_judge_on_released_bytes_with_released_values_beside_that_on_originals(
+    predicted: Outcome, judge: str, model_folder: str | None
+) -> None:
+    """Reckoned anew from the files: released images, the crops of the originals, the plan."""
+    predictor = Predictor.load(judge, model_folder)
+    plan = {row["face_id"]: row for row in private(predicted, "plan")}
+    crops = {row["face_id"]: row["crop"] for row in private(predicted, "faces")}
+    links = private(predicted, "link")
+    images = [decode(predicted.release.read(*link["file"].split("/"))) for link in links]
+    shown = predictor.values(predictor.predict(images))
+    seen = predictor.values(predictor.predict([decode(crops[link["face_id"]]) for link in links]))
+    for row in predicted.audit["attributes"]["shown"]:
+        at = ATTRIBUTES.index(row["attribute"])
+        released = [dict(plan[link["face_id"]]["released"])[row["attribute"]] for link in links]
+        own = [dict(plan[link["face_id"]]["originals"])[row["attribute"]] for link in links]
+        told = [r != "*" for r in released]
+        same = [r == str(v) for r, v, t in zip(released, shown[:, at], told, strict=True) if t]
+        assert row["left_open"] == pytest.approx(1 - np.mean(told), abs=1e-6)
+        assert row["released_faces"] == sum(told)
+        assert row["released_agreement"] == (pytest.approx(np.mean(same), abs=1e-6) if same else None)
+        agreed = [o == str(v) for o, v in zip(own, seen[:, at], strict=True)]
+        assert row["originals_agreement"] == pytest.approx(np.mean(agreed), abs=1e-6)
+
+
+def test_what_is_shown_is_called_measured_and_never_guaranteed(predicted: Outcome) -> None:
+    text = predicted.release.read("README.md").decode()
+    measured = text.partition("## What was measured")[2]
+    assert "Male shown, measured against predictor the user's own (drawn.safetensors)" in measured
+    assert "predict" not in text.partition("## What was measured")[0].replace("measured against predictor", "")
+
+
+@pytest.mark.parametrize("method", ["blur", "k-same"])
+def test_in_photo_output_the_released_photo_is_judged(
+    tmp_path: Path, settings: Settings, make_release: Make, judge: str, method: str
+) -> None:
+    asked = {"policy.quasi_identifiers": ["Male"], "attributes.judge": judge, "method.name": method, "policy.k": None}
+    outcome = make_release(settings(tmp_path / "release", output="photo", **asked, **{"compute.micro_batch": 6}))
+    assert {row["attributes"] for row in private(outcome, "rendered")} == {None}
+    assert all(len(row["attributes"]) == 40 for row in private(outcome, "judged"))
+    (shown,) = outcome.audit["attributes"]["shown"]
+    assert shown["originals_faces"] == 12
+    assert shown["originals_agreement"] is not None
+
+
+def test_without_a_judge_nothing_of_released_pixels_is_claimed(
+    tmp_path: Path, settings: Settings, make_release: Make
+) -> None:
+    outcome = make_release(settings(tmp_path / "release", **ASKED, **{"attributes.judge": "none"}))
+    assert outcome.audit["attributes"]["shown"] == []
+    assert {row["attributes"] for row in private(outcome, "rendered")} == {None}
+    assert not (Path(outcome.workspace.root) / "tables" / "originals").exists()
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_an_audit_of_the_released_files_judges_their_attributes_again(
+    predicted: Outcome, monkeypatch: pytest.MonkeyPatch, in_process: releases.Execute, judge: str
+) -> None:
+    done: list[str] = []
+
+    def run(step: ray_data.Step, *rest: Any) -> None:
+        done.extend(stage.name for stage in step.stages)
+        in_process(step, *rest)
+
+    monkeypatch.setattr(ray_data, "run", run)
+    monkeypatch.setattr(ray_data, "session", lambda *_: _Nothing())
+    report, lines = audit_release(predicted.release.root, predicted.workspace.root, Progress(quiet=True))
+    assert done == ["judge", "attributes"]
+    assert report["attributes"] == predicted.audit["attributes"]
+    assert report["models"] == predicted.audit["models"]
+    assert any(line.startswith("Male shown, measured against predictor") for line in lines)
+    kept = Path(judge).read_bytes()
+    write(Path(judge), seed=2)
+    try:
+        with pytest.raises(ConfigError, match="not the file that judged this release"):
+            audit_release(predicted.release.root, predicted.workspace.root, Progress(quiet=True))
+    finally:
+        Path(judge).write_bytes(kept)
+
+
+def test_the_shipped_predictor_and_the_shipped_judge_work_a_release_off_on_ray(
+    tmp_path: Path, settings: Settings, make_release: Make, model_folder: str | None, ray_session: None
+) -> None:
+    try:
+        models.path("bisenet", folder=model_folder, download=False)
+    except models.Unobtainable as error:
+        pytest.skip(f"the judge's backbone is not here: {error}")
+    tree = {}
+    for name, execute in (("ray", None), ("here", "default")):
+        config = settings(tmp_path / name, **ASKED, **{"compute.micro_batch": 6})
+        outcome = make_release(config, **({} if execute else {"execute": None}))
+        assert outcome.audit["attributes"]["judge"] == JUDGE
+        tree[name] = {f.name: f.read_bytes() for f in sorted((tmp_path / name).rglob("*")) if f.is_file()}
+    assert tree["ray"] == tree["here"]
+
+
+# ---------------------------------------------------------------------------------------------- what decides, refusals
+
+
+def test_another_predictor_makes_the_faces_anew_and_the_same_one_does_not(
+    tmp_path: Path, settings: Settings, judge: str
+) -> None:
+    def names(**changes: Any) -> dict[str, str]:
+        config = settings(tmp_path / "release", **{**ASKED, "attributes.judge": "none", **changes})
+        prepared = releases.prepare(config)
+        key = prepared.workspace
+        with key.locked():
+            return releases._Run(prepared, key, key.create(), Progress(quiet=True)).names
+
+    usual, other = names(), names(**{"attributes.predictor": judge})
+    assert names(**{"attributes.predictor": STEER})["faces"] == usual["faces"]
+    assert names(**{"policy.k": 2})["faces"] == usual["faces"]
+    assert other["faces"] != usual["faces"]
+    plain = {"policy.quasi_identifiers": [], "policy.sensitive": []}
+    assert names(**plain)["faces"] not in (usual["faces"], other["faces"])
+    judged = names(**{"attributes.judge": judge})
+    assert judged["plan"] == usual["plan"]
+    assert judged["rendered"] != usual["rendered"]
+    margin = names(**{"attributes.unknown_margin": 0.2})
+    assert (margin["faces"], margin["plan"] != usual["plan"]) == (usual["faces"], True)
+
+
+def test_a_judge_that_is_the_predictor_itself_is_refused(tmp_path: Path, settings: Settings, judge: str) -> None:
+    same = {"attributes.predictor": judge, "attributes.judge": judge}
+    with pytest.raises(ConfigError, match=r"judge: .* is the predictor itself, and would judge itself"):
+        releases.prepare(settings(tmp_path / "release", **ASKED, **same))
+
+
+@pytest.mark.parametrize("what", ["missing", "junk", "tensors", "other attributes", "pickle"])
+def test_what_is_no_predictor_is_refused_before_any_work(tmp_path: Path, settings: Settings, what: str) -> None:
+    file = tmp_path / ("p.pt" if what == "pickle" else "p.safetensors")
+    if what in ("junk", "pickle"):
+        file.write_bytes(b"something else")
+    elif what == "tensors":
+        save_file({"a": torch.zeros(1)}, str(file))
+    elif what == "other attributes":
+        write(file, attributes=["Hat"])
+    with pytest.raises(models.ModelError) as error:
+        releases.prepare(settings(tmp_path / "release", **ASKED, **{"attributes.predictor": str(file)}))
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "release.workspace").exists()
+
+
+def test_a_column_that_neither_the_table_nor_a_predictor_knows_is_named_with_what_there_is(
+    tmp_path: Path, settings: Settings, table: Path
+) -> None:
+    asked = {"input.attributes": str(table), "policy.quasi_identifiers": ["Mail"]}
+    with pytest.raises(InputError, match=r"no column 'Mail' .*presets: anonymousnet, five-parts; what can be .*Young"):
+        releases.prepare(settings(tmp_path / "release", **asked))
+    with pytest.raises(InputError, match=r"no column 'Young' .*presets: anonymousnet, five-parts$"):
+        releases.prepare(
+            settings(
+                tmp_path / "release",
+                **{**asked, "policy.quasi_identifiers": ["Young"], "attributes.predictor": "none"},
+            )
+        )
+
+
+def test_a_dry_run_says_who_predicts_and_who_judges(tmp_path: Path, settings: Settings, judge: str) -> None:
+    prepared = releases.prepare(settings(tmp_path / "release", **ASKED, **{"attributes.judge": judge}), dry=True)
+    assert f"attributes: predicted by {STEER}, judged by the user's own (drawn.safetensors)" in prepared.lines()
