@@ -365,3 +365,81 @@ def test_a_tool_that_does_not_finish_is_stopped_and_what_it_said_is_kept() -> No
     assert run.failed == "stopped after 1 s"
     assert run.lines == ({"figure": "k", "seconds": 1.0},)
     assert run.wall_s < 30
+
+
+# -------------------------------------------------------------------------------------------------- wrong predictions
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Write:
+    """``rates(tall=(0.9, 0.8), …)``: a predictor's error rates, as ``evaluate attributes --json`` writes them."""
+
+    def write(**attributes: tuple[float, float]) -> Path:
+        given = {name: {"tpr": tpr, "tnr": tnr} for name, (tpr, tnr) in attributes.items()}
+        path = tmp_path / "rates.json"
+        path.write_text(json.dumps({"accuracy": 0.9, "confusion": {"predictor": "X", "attributes": given}}))
+        return path
+
+    return write
+
+
+def test_an_audit_says_what_wrong_predictions_would_do_and_keeps_the_verdict(table, policy, rates, tmp_path):
+    asked = ("audit", "--table", table, "--policy", policy(k=2, t={"value": 0.5}), "--quiet")
+    alone = invoke(*asked, "--json", tmp_path / "alone.json")
+    confusion = rates(tall=(0.8, 0.8), glasses=(0.7, 0.9), sick=(0.7, 0.9), unheard=(0.1, 0.1))
+    found = invoke(*asked, "--confusion", confusion, "--json", tmp_path / "found.json")
+    again = invoke(*asked, "--confusion", confusion)
+    assert found.exit_code == alone.exit_code
+    assert found.stdout.startswith(alone.stdout)
+    assert again.stdout == found.stdout
+    section = found.stdout.removeprefix(alone.stdout).splitlines()
+    assert section[0] == (
+        "were the attributes predicted by X with these error rates (the verdict is of the table as it is; "
+        "taken as exact: hair):"
+    )
+    report = json.loads((tmp_path / "found.json").read_text())
+    said = report.pop("misprediction")
+    before = json.loads((tmp_path / "alone.json").read_text())
+    assert before.pop("misprediction") is None
+    assert report == before
+    assert f"{said['crowds']['right']:.1%} of people" in section[1]
+    assert [r["name"] for r in said["requirements"]] == ["t (hamming)"]
+    assert section[-1].strip().startswith(f"t (hamming): asked 0.5, found {said['requirements'][0]['found']:.4g}")
+
+
+def test_a_plan_is_held_against_error_rates_as_it_releases_the_table(table, policy, rates, tmp_path):
+    given = policy(k=10)
+    assert invoke("plan", "--table", table, "--policy", given, "--output", tmp_path / "p", "--quiet").exit_code == 0
+    asked = ("audit", "--table", table, "--policy", given, "--plan", tmp_path / "p", "--quiet")
+    found = invoke(*asked, "--confusion", rates(tall=(0.9, 0.9)), "--json", tmp_path / "found.json")
+    assert found.exit_code == 0, found.stderr
+    crowds = json.loads((tmp_path / "found.json").read_text())["misprediction"]["crowds"]
+    assert crowds["smallest_released"] >= 10
+    assert crowds["people"] == 60
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (None, "no such file"),
+        ("tall: 0.9", "not of the form"),
+        ("[1]", "not of the form"),
+        ('{"attributes": {"unheard": {"tpr": 0.9, "tnr": 0.9}}}', "no attribute that the policy gives a role"),
+        ('{"attributes": {"tall": {"tpr": 0.9}}}', "tall: give tpr and tnr as numbers"),
+        ('{"attributes": {"tall": {"tpr": 0.5, "tnr": 0.4}}}', "tall: tpr 0.5 and tnr 0.4 add up to no more than 1"),
+        ('{"attributes": {"hair": {"tpr": 0.9, "tnr": 0.9}}}', "'hair' has error rates and 3 values"),
+    ],
+)
+def test_error_rates_that_are_none_are_one_sentence(table, policy, tmp_path, text, says):
+    path = tmp_path / "rates.json"
+    if text is not None:
+        path.write_text(text)
+    result = invoke("audit", "--table", table, "--policy", policy(), "--confusion", path, "--quiet")
+    assert result.exit_code == cli.BAD_INPUT
+    assert says in sentence(result)
+
+
+def test_error_rates_are_about_tables(rates):
+    result = invoke("audit", "release", "--confusion", rates(tall=(0.9, 0.9)))
+    assert result.exit_code == cli.BAD_INPUT
+    assert "--confusion is about a --table" in sentence(result)
