@@ -514,6 +514,41 @@ def train_attributes(
     )
 
 
+@train_app.command("heads", epilog="Example: `facecrowd train heads --output heads.safetensors --pictures 200`")
+@speaking
+def train_heads(
+    output: Annotated[Path, typer.Option(help="The heads to write (.safetensors).")],
+    pictures: Annotated[int, typer.Option(min=16, help="Generated pictures to learn from.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1200,
+    work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Train the generator's image heads for 256 and 128 pixels against its full picture."""
+    from facecrowd.jobs import train_heads as heads
+
+    _write_json(json_file, heads.run(output, pictures, steps, work, Progress().say))
+
+
+@train_app.command("encoder", epilog="Example: `facecrowd train encoder --data lfw --output encoder.safetensors`")
+@speaking
+def train_encoder(
+    output: Annotated[Path, typer.Option(help="The encoder to write (.safetensors).")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder <subject>/<photo> of real faces; again for more, none for none.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="cpu, gpu or smoke.")] = "cpu",
+    work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers (0: plain torch in this process).")] = 0,
+    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    models: ModelsFolder = None,
+) -> None:
+    """Train the encoder that finds a face's latent, on generated faces and, where given, on real ones."""
+    from facecrowd.jobs import train_encoder as encoder
+
+    encoder.run(output, data or [], preset, work, workers, every, cache, models, Progress().say)
+
+
 @evaluate_app.command(
     "attributes", epilog="Example: `facecrowd evaluate attributes --data celeba-faces --json figures.json`"
 )

@@ -36,6 +36,7 @@ CHANNELS = (512, 512, 512, 512, 512, 256, 128, 64)
 
 FULL = 1024
 SIZES = (1024, 512, 256, 128)
+SHIPPED_HEADS = Path(__file__).parents[1] / "weights" / "mobilestylegan-heads.safetensors"
 SLOPE = 0.2
 MEAN_DRAWS = 4096
 MEAN_SEED = 20210721
@@ -125,6 +126,26 @@ class Head(nn.Module):
         return inverse_haar(self.mix(self.modulation(x, w)))
 
 
+class SmallHead(nn.Module):
+    """Features at half the size to a picture where the published network has no head: trained here (``train heads``)
+    against the down-sampled full picture. Modulation, three convolutions, one inverse wavelet.
+    """
+
+    WIDTH = 64
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.modulation = Modulation(inputs)
+        self.mix = nn.Conv2d(inputs, self.WIDTH, 1)
+        self.spread = nn.Conv2d(self.WIDTH, self.WIDTH, 3, padding=1)
+        self.paint = nn.Conv2d(self.WIDTH, 12, 3, padding=1)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x (N, inputs, size/2, size/2) and w (N, 512) to (N, 3, size, size), RGB, about [-1, 1]."""
+        x = F.leaky_relu(self.mix(self.modulation(x, w)), SLOPE)
+        return inverse_haar(self.paint(F.leaky_relu(self.spread(x), SLOPE)))
+
+
 class MobileStyleGAN(nn.Module):
     """The generator. ``heads`` maps a picture size to the head that makes it from features at half that size.
 
@@ -143,16 +164,20 @@ class MobileStyleGAN(nn.Module):
         self.blocks = nn.ModuleList(
             Block(inputs, outputs, 8 << i) for i, (inputs, outputs) in enumerate(itertools.pairwise(CHANNELS))
         )
-        self.heads = nn.ModuleDict({str(s): Head(CHANNELS[(s // 8).bit_length() - 1]) for s in heads})
+        self.heads = nn.ModuleDict(
+            {str(s): (Head if s == FULL else SmallHead)(CHANNELS[(s // 8).bit_length() - 1]) for s in heads}
+        )
         self.register_buffer("mean_latent", torch.zeros(STYLE))
 
     @classmethod
-    def load(cls, path: Path | str) -> MobileStyleGAN:
-        """The generator with the weights of a converted file, frozen and in evaluation mode, on the CPU."""
-        with safe_open(str(path), framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        heads = sorted({int(name.split(".")[1]) for name in state if name.startswith("heads.")})
-        network = cls(tuple(heads))
+    def load(cls, path: Path | str, heads: Path | str | None = SHIPPED_HEADS) -> MobileStyleGAN:
+        """The generator with the weights of a converted file, frozen and in evaluation mode, on the CPU.
+
+        heads : file of further heads; by default those for 256 and 128 that were trained here
+        """
+        state = _tensors(path) | (_tensors(heads) if heads is not None and Path(heads).exists() else {})
+        sizes = sorted({int(name.split(".")[1]) for name in state if name.startswith("heads.")})
+        network = cls(tuple(sizes))
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
@@ -189,6 +214,11 @@ class MobileStyleGAN(nn.Module):
         if made != size:
             image = F.avg_pool2d(image, made // size)
         return (image + 1) / 2
+
+
+def _tensors(path: Path | str) -> dict[str, Tensor]:
+    with safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def inverse_haar(x: Tensor) -> Tensor:
