@@ -123,6 +123,7 @@ def find(name: str, folder: str | None = None, download: bool = True) -> Predict
     from safetensors import SafetensorError, safe_open
 
     from facecrowd.stages.attributes import ATTRIBUTES, SHIPPED, Calibration, PredictorError, locate
+    from facecrowd.stages.attributes import Predictor as Net
 
     file = locate(name)
     if name not in SHIPPED and file.suffix != ".safetensors":
@@ -135,17 +136,18 @@ def find(name: str, folder: str | None = None, download: bool = True) -> Predict
         raise PredictorError(f"{file} is no attribute predictor: {str(error).splitlines()[0]}") from None
     if about.get("kind") != "attribute predictor" or tuple(about.get("attributes", ())) != ATTRIBUTES:
         raise PredictorError(f"{file} is no predictor of CelebA's 40 attributes; train one: facecrowd train attributes")
-    backbone, digest = str(about["backbone"]), ""
+    backbone, digest = str(about["backbone"]), str(about.get("backbone_sha256", ""))
     if backbone in models.MODELS:
+        digest = ""
         try:
             digest = models.sha256(models.path(backbone, folder=folder, download=download))
         except models.Unobtainable:
             if download:
                 raise
-    elif backbone in SHIPPED:
-        digest = models.sha256(locate(backbone))
-    else:
+    elif not digest:
         backbone = ""
+    if download:
+        Net.load(name, folder)  # what does not fit together is found before any work
     threshold = Calibration(**tensors).threshold
     return Predictor(name, models.sha256(file), backbone, digest, tuple(float(t) for t in threshold))
 

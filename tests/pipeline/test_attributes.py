@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from facecrowd.jobs.audit import audit_release
 from facecrowd.pipeline import attributes, ray_data
 from facecrowd.pipeline import release as releases
-from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.config import Policy, ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
@@ -74,7 +74,7 @@ def predicted(settings: Settings, make_release: Make, judge: str, tmp_path_facto
 
 @pytest.fixture(scope="module")
 def table(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Male is brought, and false of everybody but the first; Hat is no attribute of CelebA."""
+    """Male is brought, and true of the first alone; Hat is no attribute of CelebA."""
     rows = ["image_id,Male,Attractive,Hat"]
     for i, person in enumerate(sorted(photos.iterdir())):
         rows += [f"{person.name}/{p.name},{int(i == 0)},{i % 2},{i % 2}" for p in sorted(person.iterdir())]
@@ -224,6 +224,30 @@ def test_a_predictor_that_is_named_speaks_of_what_is_brought_and_the_disagreemen
     assert f"Male by predictor {STEER}: differs from the input's" in outcome.release.read("README.md").decode()
 
 
+def test_disagreement_is_a_share_of_faces_and_of_subjects_majorities() -> None:
+    """Ann has three photos and is predicted rightly once, Bob and Eve one, rightly; Cat's is neither yes nor no."""
+    steer = attributes.Predictor("a", "", "", "", (0.5,) * 40)
+    predicted = np.zeros((6, 40), np.float32)
+    predicted[[0, 3, 4], ATTRIBUTES.index("Male")] = 1
+    looked = attributes.Looked(attributes.Predictors(steer), ("Male",), 0.0, predicted)
+    male = np.array(["1", "1", "1", "1", "1", "?"], dtype=object)
+    subject = np.array(["ann", "ann", "ann", "bob", "eve", "cat"], dtype=object)
+    found = attributes.measured(
+        Policy(quasi_identifiers=("Male",)), looked, subject, {"Male": male}, {"Male": male}, np.arange(6), None
+    )
+    assert found is not None
+    assert found["disagreement"] == [
+        {"attribute": "Male", "faces": 5, "share_of_faces": 0.4, "subjects": 3, "share_of_subjects": 0.333333}
+    ]
+    subject[1] = "dan"
+    again = attributes.measured(
+        Policy(quasi_identifiers=("Male",)), looked, subject, {"Male": male}, {"Male": male}, np.arange(5), None
+    )
+    assert again is not None
+    # Ann's two photos tie, and a tie is false.
+    assert again["disagreement"][0]["share_of_subjects"] == 0.5
+
+
 def test_words_for_yes_and_no_are_read_as_tables_have_them() -> None:
     words = ["1", "True", "yes", "0", "-1", "FALSE", "no", "*", "", None, "2"]
     assert attributes.truth(words).tolist() == [1, 1, 1, 0, 0, 0, 0, -1, -1, -1, -1]
@@ -370,7 +394,7 @@ def test_a_judge_that_is_the_predictor_itself_is_refused(tmp_path: Path, setting
         releases.prepare(settings(tmp_path / "release", **ASKED, **same))
 
 
-@pytest.mark.parametrize("what", ["missing", "junk", "tensors", "other attributes", "pickle"])
+@pytest.mark.parametrize("what", ["missing", "junk", "tensors", "other attributes", "pickle", "other backbone"])
 def test_what_is_no_predictor_is_refused_before_any_work(tmp_path: Path, settings: Settings, what: str) -> None:
     file = tmp_path / ("p.pt" if what == "pickle" else "p.safetensors")
     if what in ("junk", "pickle"):
@@ -379,6 +403,8 @@ def test_what_is_no_predictor_is_refused_before_any_work(tmp_path: Path, setting
         save_file({"a": torch.zeros(1)}, str(file))
     elif what == "other attributes":
         write(file, attributes=["Hat"])
+    elif what == "other backbone":
+        write(file, backbone="unheard-of")
     with pytest.raises(models.ModelError) as error:
         releases.prepare(settings(tmp_path / "release", **ASKED, **{"attributes.predictor": str(file)}))
     assert str(file) in str(error.value)
