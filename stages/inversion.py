@@ -22,14 +22,19 @@ gradient, for every optimiser; what a line search tries and rejects counts too.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facecrowd.stages import models
+from facecrowd.stages.networks.encoder import SHIPPED as SHIPPED_ENCODER
+from facecrowd.stages.networks.encoder import Encoder
 from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE, MobileStyleGAN
 from facecrowd.stages.networks.vgg import MEAN, Lpips
 
@@ -60,6 +65,7 @@ MOMENTUM = 0.9
 Optimiser = Literal["lbfgs", "adam", "adagrad", "sgd"]
 OPTIMISERS: tuple[Optimiser, ...] = ("lbfgs", "adam", "adagrad", "sgd")
 Size = Literal[128, 256]
+Start = Literal["encoder", "mean"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,37 @@ def search(
     return Search(space.colour(best.view_as(z0)), losses, seconds, taken, converged)
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What a worker keeps to search latents; ``encoder`` is None where searches start from the average face."""
+
+    generator: MobileStyleGAN
+    backbone: Lpips
+    space: Space
+    encoder: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        start: Start = "encoder",
+        device: str = "cpu",
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        encoder: str | os.PathLike[str] = SHIPPED_ENCODER,
+    ) -> Self:
+        """The networks of the registry on ``device`` ("cpu", "cuda"). Raises ``ModelError``."""
+        generator = MobileStyleGAN.load(models.path("mobilestylegan-ffhq", folder=folder)).to(device)
+        backbone = Lpips.load(models.path("lpips-vgg16", folder=folder)).to(device)
+        guess = Encoder.load(encoder, folder).to(device) if start == "encoder" else None
+        return cls(generator, backbone, Space.of(generator), guess)
+
+    def start(self, pictures: Tensor) -> Tensor | None:
+        """The encoder's guess (N, 23, 512) for pictures (N, 3, S, S); None without an encoder."""
+        if self.encoder is None:
+            return None
+        with torch.no_grad():
+            return self.encoder(pictures)
+
+
 class _Loss:
     """Loss and gradient per face; what belongs to the given pictures is computed once."""
 
@@ -202,7 +239,9 @@ class _Loss:
         with torch.no_grad(), self._precision():
             self.wanted = [_unit(maps) for maps in backbone.features(self.pictures, depth)]
         # The share of a feature's pixels that are seen; each map's weights have mean 1.
-        self.weights = [_mean_one(F.adaptive_avg_pool2d(self.mask, maps.shape[-2:])) for maps in self.wanted]
+        self.weights = [
+            _mean_one(F.adaptive_avg_pool2d(self.mask, (maps.shape[-2], maps.shape[-1]))) for maps in self.wanted
+        ]
         self.pixel_weights = _mean_one(self.mask)
 
     def __call__(self, point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,231 @@
+"""Inpainting: a new face where the old one was, made by a search that sees only what is around it.
+
+The baseline of the obfuscation papers (Sun et al., ECCV 2018; compared in DeepBlur and AnonymousNet) replaces the face
+by what a generator finds likely there. Here the latent is searched (``inversion``) whose picture agrees with the
+context, and its face is put in, colour-matched along a faded rim.
+
+    identity "average"   the baseline: where the context decides nothing, the pull to the mean latent does, and people
+                         come out as relatives of the average face
+    identity "drawn"     the face is drawn by the run key and the face's id: a random face of the generator sets the
+                         rows of w+ that shape a face, is the search's start, and is what the search is held to
+
+Before anything looks at the crop its face region is overwritten by the average face, so the output is the same to the
+last bit whatever was there: the new face cannot depend on the old one. What is around the face is kept and shown (hair,
+neck, background, clothes), and where the face lies is known from the crop's alignment: these may still identify a
+person, and how often they do is measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from facecrowd.stages.attributes import pictures
+from facecrowd.stages.batch import explain, outcomes
+from facecrowd.stages.deepblur import render, whole
+from facecrowd.stages.inversion import HOLD, PULL, SHIPPED_ENCODER, Networks, Size, Start, search
+from facecrowd.stages.networks.mobilestylegan import ROWS, SIZES, STYLE
+from facecrowd.stages.obscure import FACE_AXES, FACE_CENTRE
+from facecrowd.stages.runkey import RunKey
+from facecrowd.stages.stage import Batch, Resources, Stage
+
+MARGIN = 1.1
+"""The hidden region is the template's face ellipse (brow to chin, ear to ear) this much larger."""
+
+RIM = 1.3
+"""The new face fades into the context between the hidden region and this multiple of the template's ellipse."""
+
+REACH = 0.06
+"""Standard deviation of the colour match, as a share of the crop's side: how far the rim's difference is carried."""
+
+DRAWN_ROWS = slice(0, 10)
+"""Rows of w+ up to 32 pixels: shape of head and features. Those above set colour and light, as the context does."""
+
+PSI = 0.7
+DRAWN_HOLD = 0.05
+"""Of the drawn identity: truncation of the draw, and the weight that holds the search to it."""
+
+Identity = Literal["average", "drawn"]
+
+
+@lru_cache(maxsize=8)
+def region(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The hidden pixels (size, size) bool, and the weight of the new face (size, size) float32.
+
+    The weight is 1 on every hidden pixel and falls smoothly to 0 at ``RIM``, over pixels of the context.
+    """
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    radius = np.hypot(
+        (x + 0.5 - FACE_CENTRE[0] * size) / (FACE_AXES[0] * size),
+        (y + 0.5 - FACE_CENTRE[1] * size) / (FACE_AXES[1] * size),
+    )
+    t = np.clip((RIM - radius) / (RIM - MARGIN), 0, 1)
+    return radius <= MARGIN, (t * t * (3 - 2 * t)).astype(np.float32)
+
+
+def conceal(crop: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """A copy of ``crop`` with its hidden pixels from ``fill``; both (S, S, 3) uint8 RGB."""
+    hidden, _ = region(crop.shape[0])
+    return np.where(hidden[..., None], fill, crop)
+
+
+def composite(context: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """The new face in its context: (S, S, 3) uint8 RGB.
+
+    context : (S, S, 3) uint8, of which no hidden pixel is read
+    face : (S, S, 3) uint8, of which what lies beyond the rim is not shown
+
+    The face's colours are shifted by the difference to the context along the rim, carried inwards by a Gaussian of
+    ``REACH`` and, where that fades, by the rim's mean: no edge, and no other light on the face than around it.
+    """
+    hidden, weight = region(context.shape[0])
+    rim = ((weight > 0) & ~hidden).astype(np.float32)
+    difference = (context.astype(np.float32) - face) * rim[..., None]
+    sigma = REACH * context.shape[0]
+    near = cv2.GaussianBlur(difference, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    amount = cv2.GaussianBlur(rim, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)[..., None]
+    # One hundredth of a full rim's weight: the mean takes over where the rim is some two sigma away.
+    shift = (near + 0.01 * difference.sum((0, 1)) / rim.sum()) / (amount + 0.01)
+    shown = np.clip(face + shift, 0, 255)
+    out = context + (shown - context) * weight[..., None]
+    return np.where(hidden[..., None], np.rint(shown), np.rint(out)).astype(np.uint8)
+
+
+def draw(networks: Networks, key: RunKey, face_id: str | bytes) -> Tensor:
+    """The drawn identity: (23, 512), a random face of the generator in ``DRAWN_ROWS``, the mean latent in the others."""
+    generator = networks.generator
+    z = torch.from_numpy(key.generator("inpaint", face_id).standard_normal((1, STYLE), dtype=np.float32))
+    with torch.no_grad():
+        w = generator.mapping(z.to(generator.mean_latent.device))
+        latent = generator.mean_latent.expand(ROWS, -1).clone()
+        latent[DRAWN_ROWS] = generator.truncate(w, PSI)[0, DRAWN_ROWS]
+    return latent
+
+
+def inpaint(
+    networks: Networks,
+    crops: Sequence[np.ndarray],
+    drawn: Tensor | None = None,
+    steps: int = 10,
+    size: int = 256,
+    look_size: Size = 128,
+) -> np.ndarray:
+    """New faces in the contexts of crops: (N, size, size, 3) uint8 RGB.
+
+    crops : (S, S, 3) uint8 RGB in FFHQ's alignment; brought to ``size``
+    drawn : (N, 23, 512) identities by ``draw``; without, the baseline
+    steps : of the search, which compares at ``look_size`` pixels
+    """
+    generator, mean = networks.generator, networks.space.mean
+    device = mean.device
+    fill = render(networks, mean.expand(1, ROWS, -1), size)[0]
+    contexts = [conceal(_resize(crop, size, region(crop.shape[0])[0]), fill) for crop in crops]
+    x = pictures(contexts, look_size).to(device)
+    start = networks.start(x) if drawn is None else drawn.to(device)
+    visible = cv2.resize((~region(size)[0]).astype(np.float32), (look_size, look_size), interpolation=cv2.INTER_AREA)
+    mask = torch.from_numpy((visible == 1).astype(np.float32)).to(device).expand(len(crops), 1, -1, -1)
+    found = search(
+        generator,
+        networks.backbone,
+        x,
+        start=start,
+        steps=steps,
+        size=look_size,
+        mask=mask,
+        pull=PULL if drawn is None else 0.0,
+        hold=HOLD if drawn is None else DRAWN_HOLD,
+        space=networks.space,
+    )
+    faces = render(networks, found.latent, size)
+    return np.stack([composite(context, face) for context, face in zip(contexts, faces, strict=True)])
+
+
+def _resize(crop: np.ndarray, size: int, hidden: np.ndarray) -> np.ndarray:
+    if crop.shape[0] == size:
+        return crop
+    # The face is blanked first: resizing would carry it over the edge of the hidden region.
+    blank = np.where(hidden[..., None], np.uint8(128), crop)
+    how = cv2.INTER_AREA if crop.shape[0] > size else cv2.INTER_LINEAR
+    return cv2.resize(blank, (size, size), interpolation=how)
+
+
+class Inpaint(Stage):
+    """Puts a new face into every crop of a batch.
+
+    rendered : (size, size, 3) uint8 RGB; None in rows that are not ``ok``
+    """
+
+    name = "inpaint"
+    inputs = ("crop", "face_id")
+    outputs = ("rendered", "status", "reason")
+    transient = ("rendered",)
+
+    def __init__(
+        self,
+        identity: Identity = "drawn",
+        key: RunKey | None = None,
+        steps: int = 10,
+        start: Start = "mean",
+        size: int = 256,
+        look_size: Size = 128,
+        encoder: str | os.PathLike[str] = SHIPPED_ENCODER,
+        at_once: int = 1,
+        device: str = "cpu",
+        threads: int = 1,
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        resources: Resources | None = None,
+    ) -> None:
+        """
+        identity : see above; "drawn" draws from ``key`` by ``face_id``
+        start : of the baseline: the mean latent, or the encoder's guess for the crop with the average face in it
+        at_once : faces searched together; 1 is right on a CPU, and makes a face's result independent to the last bit
+        """
+        if identity not in ("average", "drawn"):
+            raise ValueError(f"inpaint: identity is {identity!r}, but must be average or drawn")
+        if identity == "drawn" and key is None:
+            raise ValueError("inpaint: a drawn identity needs the run key, but none was given")
+        if identity == "drawn" and start != "mean":
+            raise ValueError("inpaint: a drawn identity is its own start; start is for the average")
+        if size not in SIZES:
+            raise ValueError(f"inpaint: size is {size}, but the generator makes {', '.join(map(str, SIZES))}")
+        if steps < 1:
+            raise ValueError(f"inpaint: steps is {steps}, but a search takes at least 1")
+        self.identity, self.key, self.steps, self.start = identity, key, steps, start
+        self.size, self.look_size, self.encoder = size, look_size, encoder
+        self.at_once, self.device, self.threads, self.folder = at_once, device, threads, folder
+        self.resources = resources or Resources()
+        self.networks: Networks | None = None
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)
+        torch.set_num_threads(self.threads)
+        self.networks = Networks.load(self.start, self.device, self.folder, self.encoder)
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self.networks is None:
+            self.setup()
+        assert self.networks is not None
+        status, reason = outcomes(batch)
+        rendered: list[np.ndarray | None] = [None] * len(status)
+        rows = whole(batch, status, reason, self.name)
+        for first in range(0, len(rows), self.at_once):
+            chosen = rows[first : first + self.at_once]
+            try:
+                drawn = None
+                if self.identity == "drawn":
+                    assert self.key is not None
+                    drawn = torch.stack([draw(self.networks, self.key, batch["face_id"][i]) for i in chosen])
+                crops = [batch["crop"][i] for i in chosen]
+                shown = inpaint(self.networks, crops, drawn, self.steps, self.size, self.look_size)
+                for n, i in enumerate(chosen):
+                    rendered[i] = shown[n]
+            except Exception as error:
+                status[chosen], reason[chosen] = "failed", explain(self.name, error)
+        return {**batch, "rendered": rendered, "status": status, "reason": reason}
