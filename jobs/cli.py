@@ -480,9 +480,14 @@ def train_attributes(
         str, typer.Option(help="googlenet-forest: predictor whose features to use.")
     ] = "attributes-googlenet",
     forest: Annotated[str, typer.Option(help="googlenet-forest: per-attribute or multi-output.")] = "per-attribute",
-    work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers (0: plain torch in this process).")] = 0,
-    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    work: Annotated[
+        Path | None, typer.Option(help="googlenet: folder of checkpoints [default: beside the output].")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="googlenet: Ray Train workers (0: plain torch in this process).")
+    ] = 0,
+    address: Annotated[str, typer.Option(help="Ray cluster of the workers: local, auto or an address.")] = "local",
+    every: Annotated[int, typer.Option(min=1, help="googlenet: steps between checkpoints.")] = 100,
     pack: Annotated[
         Path | None, typer.Option(help="Also write the aligned faces into this file, to train elsewhere.")
     ] = None,
@@ -491,39 +496,41 @@ def train_attributes(
 ) -> None:
     """Train a predictor of the 40 CelebA attributes on the people of one split."""
     from facecrowd.jobs import train_attributes as recipes
+    from facecrowd.jobs.labelled import CACHE
 
-    recipes.run(
-        data,
-        kind,
-        output,
-        table,
-        split,
-        preset,
-        steps,
-        unlabelled,
-        teacher,
-        base,
-        forest,
-        work,
-        workers,
-        every,
-        pack,
-        cache,
-        models,
-        Progress().say,
+    order = recipes.Order(
+        data=data,
+        kind=kind,
+        output=output,
+        table=table,
+        split=split,
+        preset=preset,
+        steps=steps,
+        unlabelled=unlabelled,
+        teacher=teacher,
+        base=base,
+        forest=forest,  # type: ignore[arg-type]
+        work=work,
+        workers=workers,
+        address=address,
+        every=every,
+        pack=pack,
+        cache=cache or CACHE,
+        models=models,
     )
+    recipes.run(order, Progress().say)
 
 
-@train_app.command("heads", epilog="Example: `facecrowd train heads --output heads.safetensors --pictures 200`")
+@train_app.command("heads", epilog="Example: `facecrowd train heads --output heads.safetensors`")
 @speaking
 def train_heads(
     output: Annotated[Path, typer.Option(help="The heads to write (.safetensors).")],
-    pictures: Annotated[int, typer.Option(min=16, help="Generated pictures to learn from.")] = 200,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1200,
+    pictures: Annotated[int, typer.Option(min=16, help="Generated pictures to learn from.")] = 120,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
     work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Train the generator's image heads for 256 and 128 pixels against its full picture."""
+    """Make the generator's image heads for 256 and 128 pixels against its full picture."""
     from facecrowd.jobs import train_heads as heads
 
     _write_json(json_file, heads.run(output, pictures, steps, work, Progress().say))

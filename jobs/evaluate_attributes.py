@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from facecrowd.jobs import train_attributes as recipes
@@ -32,7 +33,10 @@ RULES = ("half", "0.5", "prior")
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one predictor said of N faces. probability : (N, A); calibration : its threshold and prior, (A,)."""
+    """What one predictor said of N faces.
+
+    probability : (N, A); threshold, prior : (A,), or (N, A) where several fits judged
+    """
 
     name: str
     how: str
@@ -42,7 +46,7 @@ class Judgement:
     prior: np.ndarray
 
     def cut(self, rule: str) -> np.ndarray:
-        """(A,) or scalar: the threshold of a rule."""
+        """The threshold of a rule, of the prior's shape."""
         return {"half": self.threshold, "0.5": np.full_like(self.prior, 0.5), "prior": self.prior}[rule]
 
 
@@ -99,6 +103,7 @@ def figures(judged: Judgement, seed: int = 0) -> dict[str, Any]:
     right, even = accuracy(value, truth, ones), balanced(value, truth, ones)
     # One resampling serves all attributes, by the rule the pipeline uses.
     spread = np.nanquantile([balanced(value, truth, w) for w in weights[:200]], (0.025, 0.975), axis=0)
+    thresholds = np.atleast_2d(judged.threshold).mean(axis=0)
     rows, rates = [], {}
     for a, attribute in enumerate(ATTRIBUTES):
         both = bool(truth[:, a].any() and not truth[:, a].all())
@@ -113,7 +118,7 @@ def figures(judged: Judgement, seed: int = 0) -> dict[str, Any]:
                 "balanced_high": float(spread[1, a]) if both else None,
                 "auc": float(roc_auc_score(truth[:, a], p[:, a])) if both else None,
                 "ece": calibration_error(p[:, a], truth[:, a]),
-                "threshold": float(judged.threshold[a]),
+                "threshold": float(thresholds[a]),
             }
         )
         if both:
@@ -151,7 +156,7 @@ def cross_validated(kind: str, faces: Faces, models: str | None = None, folds: i
         inner = recipes.out_of_fold(seen, x, lambda a, b: recipes.fit_probe(a, b).logits, folds=3)
         calibration: Calibration = recipes.calibrate(inner, seen.labels, seen.labels.mean(axis=0))
         logits = recipes.fit_probe(x, seen.labels).logits(features[new])
-        p[new] = 1 / (1 + np.exp(-logits / calibration.temperature))
+        p[new] = expit(logits / calibration.temperature)
         cut[new], prior[new] = calibration.threshold, calibration.prior
     how = f"{folds}-fold cross-validation over all people"
     return Judgement(f"probe {kind}", how, faces, p, cut, prior)

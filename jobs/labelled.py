@@ -8,6 +8,8 @@ decides, by a hash, whether all their faces serve the steering predictor, the ju
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,14 +74,14 @@ class Faces:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of names and crops."""
-        digest = hashlib.sha256()
+        """A hash of names, crops and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels, np.float32).tobytes())
         for name, crop in zip(self.name.tolist(), self.crop, strict=True):
             digest.update(name.encode() + b"\0" + hashlib.sha256(crop).digest())
         return digest.hexdigest()
 
     def write(self, file: Path) -> None:
-        """Pack into one Parquet file."""
+        """Pack into one Parquet file, whole or not at all."""
         table = pa.table(
             {
                 "name": self.name.tolist(),
@@ -89,13 +91,18 @@ class Faces:
             }
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, file, compression="none")
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        pq.write_table(table, partial, compression="none")
+        os.replace(partial, file)
 
     @classmethod
     def read(cls, file: Path) -> Faces:
-        """What ``write`` packed."""
-        table = pq.read_table(file)
-        labels = np.array(table["labels"].to_pylist(), np.float32).reshape(len(table), len(ATTRIBUTES))
+        """What ``write`` packed. Raises InputError on another file."""
+        try:
+            table = pq.read_table(file, columns=["name", "subject", "crop", "labels"])
+            labels = np.array(table["labels"].to_pylist(), np.float32).reshape(len(table), len(ATTRIBUTES))
+        except (pa.ArrowException, ValueError) as error:
+            raise InputError(f"{file}: not a file of faces that --pack wrote ({_line(error)})") from None
         name, subject = (np.array(table[c].to_pylist(), dtype=str) for c in ("name", "subject"))
         return cls(name, subject, table["crop"].to_pylist(), labels)
 
@@ -123,36 +130,35 @@ def faces(
 ) -> Faces:
     """The faces of a folder ``<subject>/<photo>``, or of a packed file; of each photo the most prominent one.
 
-    table : Parquet with image_id and the 40 attributes, by default ``celeba-attributes.parquet`` beside the folder;
-        without one the labels are NaN. cache : folder that keeps the packed file of this folder and table.
+    table : Parquet with image_id (``<photo>`` or ``<subject>/<photo>``) and the 40 attributes, each true or false, 1 or
+        0, or 1 or -1; by default ``celeba-attributes.parquet`` beside the folder; without one the labels are NaN.
+    cache : folder that keeps the aligned crops of these photos
 
-    Raises InputError when the folder holds no photo or the table lacks an attribute.
+    Raises InputError when there is no photo, or the table cannot be read as such.
     """
     if data.is_file():
         return Faces.read(data)
     photos = sorted(p for p in data.glob("*/*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not photos:
         raise InputError(f"{data}: no photos in sub-folders, one per person")
-    table = table or (data.parent / TABLE if (data.parent / TABLE).is_file() else None)
-    packed = cache / f"faces-{_state(photos, table)}.parquet" if cache else None
+    default = data.resolve().parent / TABLE
+    table = table or (default if default.is_file() else None)
+    name, subject = np.array([p.name for p in photos]), np.array([p.parent.name for p in photos])
+    labels = _labels(table, name.tolist(), subject.tolist())
+    packed = cache / f"faces-{_state(photos)}.parquet" if cache else None
     if packed is not None and packed.is_file():
-        return Faces.read(packed)
-    labels = _labels(table, [p.name for p in photos])
-    found = Faces(
-        np.array([p.name for p in photos]),
-        np.array([p.parent.name for p in photos]),
-        _crops(photos, models, say),
-        labels,
-    )
-    kept = found.take(np.array([bool(crop) for crop in found.crop]))
+        crops = Faces.read(packed).crop
+    else:
+        crops = _crops(photos, models, say)
+        if packed is not None:
+            Faces(name, subject, crops, np.full_like(labels, np.nan)).write(packed)
+    kept = Faces(name, subject, crops, labels).take(np.array([bool(crop) for crop in crops]))
     say(f"faces: {len(kept)} of {len(photos)} photos, {len(set(kept.subject.tolist()))} people")
-    if packed is not None:
-        kept.write(packed)
     return kept
 
 
-def _state(photos: Sequence[Path], table: Path | None) -> str:
-    told = [f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in photos] + [table.name if table else ""]
+def _state(photos: Sequence[Path]) -> str:
+    told = [f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in photos]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
@@ -163,31 +169,44 @@ def _crops(photos: Sequence[Path], models: str | None, say: Callable[[str], None
     crops: list[bytes] = []
     for start in range(0, len(photos), AT_ONCE):
         chosen = photos[start : start + AT_ONCE]
-        batch: Batch = {"path": [str(p) for p in chosen], "photo_name": [p.name for p in chosen]}
+        batch: Batch = {"path": [str(p) for p in chosen]}
         for stage in stages:
             batch = stage(batch)
         best = {}
-        for i, (name, status, index) in enumerate(
-            zip(batch["photo_name"], batch["status"], batch["face_index"], strict=True)
+        for path, status, index, image in zip(
+            batch["path"], batch["status"], batch["face_index"], batch["image"], strict=True
         ):
             if status == OK and index == 0:
-                best[name] = batch["image"][i]
-        crops += [best.get(p.name, b"") for p in chosen]
+                best[path] = image
+        crops += [best.get(str(p), b"") for p in chosen]
         if start % (AT_ONCE * 10) == 0:
             say(f"detect and align: {start} of {len(photos)}")
     return crops
 
 
-def _labels(table: Path | None, names: Sequence[str]) -> np.ndarray:
+def _labels(table: Path | None, names: Sequence[str], subjects: Sequence[str]) -> np.ndarray:
     labels = np.full((len(names), len(ATTRIBUTES)), np.nan, np.float32)
     if table is None:
         return labels
-    missing = sorted(set(ATTRIBUTES) - set(pq.read_schema(table).names))
-    if missing:
-        raise InputError(f"{table}: lacks the columns {', '.join(missing)}")
-    read = pq.read_table(table, columns=["image_id", *ATTRIBUTES])
-    at = {name: i for i, name in enumerate(read["image_id"].to_pylist())}
-    values = np.stack([read[a].to_numpy() for a in ATTRIBUTES], axis=1).astype(np.float32)
-    rows = np.array([at.get(name, -1) for name in names])
-    labels[rows >= 0] = values[rows[rows >= 0]]
+    try:
+        missing = sorted({"image_id", *ATTRIBUTES} - set(pq.read_schema(table).names))
+        if missing:
+            raise InputError(f"{table}: lacks the columns {', '.join(missing)}")
+        read = pq.read_table(table, columns=["image_id", *ATTRIBUTES])
+        values = np.stack([read[a].to_pandas().to_numpy(np.float32, na_value=np.nan) for a in ATTRIBUTES], axis=1)
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise InputError(f"{table}: not a Parquet table of attributes ({_line(error)})") from None
+    if not np.isin(values[~np.isnan(values)], (-1, 0, 1)).all():
+        raise InputError(f"{table}: an attribute is neither true nor false (1 or 0, or 1 or -1)")
+    row = {str(name): i for i, name in enumerate(read["image_id"].to_pylist())}
+    count = Counter(names)
+    for i, (subject, name) in enumerate(zip(subjects, names, strict=True)):
+        # A photo's name alone tells it only where no other person has a photo of that name.
+        at = row.get(f"{subject}/{name}", row.get(name, -1) if count[name] == 1 else -1)
+        if at >= 0:
+            labels[i] = np.maximum(values[at], 0)
     return labels
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -2,27 +2,28 @@
 
 Three kinds, all on the subjects of one split, so that two predictors need share no person:
 
-probe             a linear head on the 4 x 4 means of a frozen, pretrained backbone's maps: logistic regression, exact
+probe             a linear head on the 4 x 4 means of a frozen, pretrained backbone's maps: logistic regression
 googlenet         GoogLeNet from scratch (AnonymousNet), on labelled faces and on unlabelled ones that a probe labelled
 googlenet-forest  40 random forests on GoogLeNet's features (AnonymousNet), or one forest with 40 outputs
 
-Temperatures and priors come from subjects that the weights did not see: for probes and forests by five-fold
-cross-validation within the split, for GoogLeNet from its held-out fold.
+Temperatures come from subjects that the weights did not see: for probes by five-fold cross-validation within the split,
+for GoogLeNet and the forests on it from the fold that both leave out. Priors are the shares of the whole split.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from facecrowd.jobs import training
@@ -31,14 +32,15 @@ from facecrowd.jobs.labelled import faces as faces_of
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.ray_data import session
 from facecrowd.stages import models
-from facecrowd.stages.attributes import ATTRIBUTES, Calibration, Descriptor, Predictor, locate, pictures
-from facecrowd.stages.forests import fit_forests
+from facecrowd.stages.attributes import ATTRIBUTES, SHIPPED, Calibration, Descriptor, Predictor, locate, pictures
+from facecrowd.stages.forests import LEAVES, TREES, Kind, fit_forests
 from facecrowd.stages.networks.googlenet import GoogLeNet
 
 FOLDS = 5
 RIDGE = 0.1
 """Weight of the probes' squared norm, for descriptors of mean square 1; cross-validation is flat from 0.03 to 0.3."""
 RANK = 1500
+"""Directions kept of the span of the faces, the widest ones."""
 PROBES = {"arcface": "arcface-mobilefacenet", "bisenet": "bisenet", "mobilenetv2": "mobilenetv2"}
 KINDS = (*PROBES, "googlenet", "googlenet-forest")
 
@@ -59,7 +61,8 @@ class Probe:
 
 
 def fit_probe(descriptors: np.ndarray, labels: np.ndarray, ridge: float = RIDGE) -> Probe:
-    """Logistic regression of all attributes at once, in the span of the faces (D is larger than N).
+    """Logistic regression of all attributes at once, in the span of the faces (D is larger than N): with z the
+    standardised descriptors over sqrt(D), the w and b of the least sum of cross-entropies + ridge / 2 |w|^2.
 
     descriptors : (N, D) float32; labels : (N, A) in [0, 1]
     """
@@ -131,7 +134,7 @@ def descriptors(descriptor: Descriptor, faces: Faces, at_once: int = 16) -> np.n
     )
 
 
-def train_probe(kind: str, faces: Faces, file: Path, models_folder: str | None = None, note: str = "") -> None:
+def train_probe(kind: str, faces: Faces, file: Path, models_folder: str | None = None) -> None:
     """Fit, calibrate and write a probe."""
     backbone = PROBES[kind]
     descriptor = Descriptor.load(backbone, models_folder).to(training.device())
@@ -143,26 +146,30 @@ def train_probe(kind: str, faces: Faces, file: Path, models_folder: str | None =
         "head.bias": torch.from_numpy(probe.bias).half(),
     }
     digest = models.sha256(models.path(backbone, folder=models_folder))
-    write(file, tensors, backbone, calibrate(logits, faces.labels, faces.labels.mean(axis=0)), faces, note, digest)
+    calibration = calibrate(logits, faces.labels, faces.labels.mean(axis=0))
+    write(file, tensors, calibration, faces, backbone=backbone, backbone_sha256=digest)
 
 
 def train_forest(
-    base: str, faces: Faces, file: Path, kind: str = "per-attribute", trees: int = 0, leaves: int = 0, note: str = ""
+    base: str | Path, faces: Faces, file: Path, kind: Kind = "per-attribute", trees: int = TREES, leaves: int = LEAVES
 ) -> None:
-    """Fit, calibrate and write random forests on the features of predictor ``base``."""
-    descriptor = Predictor.load(base).descriptor.to(training.device())
-    features = descriptors(descriptor, faces)
-    size = {name: value for name, value in (("trees", trees), ("leaves", leaves)) if value}
+    """Fit, calibrate and write random forests on the features of predictor ``base``.
 
-    def fit(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        forests = fit_forests(x, y, kind=kind, seed=0, **size)  # type: ignore[arg-type]
-        return lambda new: _logit(forests.predict(new))
+    Features of faces that the base was trained on tell more than those of new ones do. So the forests leave out the
+    same fold of subjects as the base did, and are calibrated there.
 
-    logits = out_of_fold(faces, features, fit)
-    forests = fit_forests(features, faces.labels, kind=kind, seed=0, **size)  # type: ignore[arg-type]
+    Raises ConfigError when the base is a file elsewhere than beside the output.
+    """
+    predictor = Predictor.load(base)
+    if predictor.name not in SHIPPED and locate(base).resolve().parent != file.resolve().parent:
+        raise ConfigError(f"--base {base}: must lie beside --output {file}, which needs it to run")
+    features = descriptors(predictor.descriptor.to(training.device()), faces)
+    held = faces.folds(FOLDS) == VALIDATION_FOLD
+    forests = fit_forests(features[~held], faces.labels[~held], kind=kind, trees=trees, leaves=leaves, seed=0)
     tensors = {f"forests.{name}": tensor for name, tensor in forests.state().items()}
-    calibration = calibrate(logits, faces.labels, faces.labels.mean(axis=0))
-    write(file, tensors, base, calibration, faces, note, models.sha256(locate(base)))
+    calibration = calibrate(_logit(forests.predict(features[held])), faces.labels[held], faces.labels.mean(axis=0))
+    about = {"backbone": predictor.name, "backbone_sha256": predictor.sha256}
+    write(file, tensors, calibration, faces, predictor.about["splits"], **about)
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
@@ -190,7 +197,7 @@ PRESETS = {
     # "base learning rate of 1e-5, polynomial decay with gamma 0.5, momentum 0.9, weight decay 2e-4, batch 64, 6e5
     # iterations" (AnonymousNet, section 5)
     "paper": Preset("sgd", 1e-5, 2e-4, 64, 600_000, augment=False),
-    "adamw": Preset("adamw", 2e-3, 5e-2, 64, 3_000),
+    "adamw": Preset("adamw", 2e-3, 5e-2, 64, 1_600),
     "smoke": Preset("adamw", 1e-3, 5e-2, 8, 12, side=64),
 }
 POLYNOMIAL = 0.5
@@ -307,16 +314,17 @@ def _bytes(crops: list[np.ndarray], side: int) -> Tensor:
 
 def pseudo_labelled(faces: Faces, teacher: str, models_folder: str | None = None) -> Faces:
     """The faces with a predictor's probabilities as labels."""
-    predictor = Predictor.load(teacher, models_folder)
+    predictor = Predictor.load(teacher, models_folder, str(training.device()))
     return Faces(faces.name, faces.subject, faces.crop, predictor.predict(faces.pixels()))
 
 
-def finish_googlenet(task: GoogLeNetTask, faces: Faces, file: Path, note: str = "") -> None:
-    """Calibrate on the held-out fold and write the network."""
-    tensors = {f"googlenet.{k}": v.detach().cpu().contiguous() for k, v in task.network.state_dict().items()}
-    tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+def finish_googlenet(task: GoogLeNetTask, faces: Faces, file: Path, taught: Sequence[str] = ()) -> None:
+    """Calibrate on the held-out fold and write the network. ``taught``: the splits its teacher was trained on."""
+    tensors = {f"googlenet.{k}": v.detach().cpu() for k, v in task.network.state_dict().items()}
+    # Variances can lie outside of what 16 bits hold.
+    tensors = {k: v if "running" in k or not v.is_floating_point() else v.half() for k, v in tensors.items()}
     calibration = calibrate(task.logits(task.held), task.held.labels, faces.labels.mean(axis=0))
-    write(file, tensors, "googlenet", calibration, faces, note, "")
+    write(file, tensors, calibration, faces, taught, backbone="googlenet", side=task.preset.side)
 
 
 # -------------------------------------------------------------------------------------------------------------- file
@@ -325,22 +333,22 @@ def finish_googlenet(task: GoogLeNetTask, faces: Faces, file: Path, note: str = 
 def write(
     file: Path,
     tensors: dict[str, Tensor],
-    backbone: str,
     calibration: Calibration,
     faces: Faces,
-    note: str,
-    digest: str,
+    taught: Sequence[str] = (),
+    **about: str | int,
 ) -> None:
-    """Write a predictor; its metadata says what it is, and no name of a person or path."""
-    about = {
+    """Write a predictor; its metadata says what it is, and no name of a person or path.
+
+    faces : what it was trained on; taught : the splits behind what else it learned from
+    """
+    said = {
         "kind": "attribute predictor",
-        "backbone": backbone,
-        "backbone_sha256": digest,
         "attributes": list(ATTRIBUTES),
-        "splits": sorted(set(faces.splits.tolist())),
+        "splits": sorted({*faces.splits.tolist(), *taught}),
         "faces": len(faces),
         "subjects": len(set(faces.subject.tolist())),
-        "note": note,
+        **about,
     }
     tensors = tensors | {
         "temperature": torch.from_numpy(calibration.temperature),
@@ -349,71 +357,110 @@ def write(
     if not file.name.endswith(".safetensors"):
         raise ConfigError(f"--output {file}: must end in .safetensors")
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(file), metadata={"facecrowd": json.dumps(about)})
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata={"facecrowd": json.dumps(said)}))
+    os.replace(partial, file)
 
 
 # --------------------------------------------------------------------------------------------------------------- job
 
 
-def run(
-    data: Path,
-    kind: str,
-    output: Path,
-    table: Path | None,
-    split: str,
-    preset: str,
-    steps: int | None,
-    unlabelled: Path | None,
-    teacher: str,
-    base: str,
-    forest: str,
-    work: Path | None,
-    workers: int,
-    every: int,
-    pack: Path | None,
-    cache: Path | None,
-    models_folder: str | None,
-    say: Callable[[str], None],
-) -> None:
-    """What the command does. Raises ConfigError on a kind, split or preset that is none."""
-    for what, value, known in (
-        ("kind", kind, KINDS),
-        ("split", split, ("all", *SPLITS)),
-        ("preset", preset, tuple(PRESETS)),
-        ("forest", forest, ("per-attribute", "multi-output")),
-    ):
-        if value not in known:
-            raise ConfigError(f"--{what} {value}: is none of {', '.join(known)}")
-    if not output.name.endswith(".safetensors"):
-        raise ConfigError(f"--output {output}: must end in .safetensors")
-    cache = cache or CACHE
-    found = faces_of(data, table, cache, models_folder, say)
-    if pack is not None:
-        found.write(pack)
+@dataclass(frozen=True)
+class Order:
+    """What the flags of ``facecrowd train attributes`` say; its help explains each.
+
+    Raises ConfigError on a kind, split, preset, forest or file that is none.
+    """
+
+    data: Path
+    kind: str
+    output: Path
+    table: Path | None = None
+    split: str = "steer"
+    preset: str = "adamw"
+    steps: int | None = None
+    unlabelled: Path | None = None
+    teacher: str = "attributes-arcface"
+    base: str = "attributes-googlenet"
+    forest: Kind = "per-attribute"
+    work: Path | None = None
+    workers: int = 0
+    address: str = "local"
+    every: int = 100
+    pack: Path | None = None
+    cache: Path = CACHE
+    models: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("kind", self.kind, KINDS),
+            ("split", self.split, ("all", *SPLITS)),
+            ("preset", self.preset, tuple(PRESETS)),
+            ("forest", self.forest, get_args(Kind)),
+        ):
+            if value not in known:
+                raise ConfigError(f"--{what} {value}: is none of {', '.join(known)}")
+        if not self.output.name.endswith(".safetensors"):
+            raise ConfigError(f"--output {self.output}: must end in .safetensors")
+        if self.workers and self.settings.batch % self.workers:
+            raise ConfigError(f"--workers {self.workers}: cannot share a batch of {self.settings.batch} faces equally")
+
+    @property
+    def settings(self) -> Preset:
+        """GoogLeNet's, with the steps that were asked for."""
+        return replace(PRESETS[self.preset], steps=self.steps or PRESETS[self.preset].steps)
+
+
+def run(order: Order, say: Callable[[str], None]) -> None:
+    """What the command does. Raises ConfigError when the split has too few people."""
+    found = faces_of(order.data, order.table, order.cache, order.models, say)
+    if order.pack is not None:
+        found.write(order.pack)
     labelled = found.take(~np.isnan(found.labels).any(axis=1))
-    chosen = labelled if split == "all" else labelled.of(split)
-    if len(set(chosen.subject.tolist())) < FOLDS:
-        raise ConfigError(f"--split {split}: {len(chosen)} labelled faces of fewer than {FOLDS} people in {data}")
-    say(f"{kind}: {len(chosen)} faces of {len(set(chosen.subject.tolist()))} people of the split {split}")
-    if kind in PROBES:
-        train_probe(kind, chosen, output, models_folder)
-    elif kind == "googlenet-forest":
-        train_forest(base, chosen, output, forest)
+    chosen = labelled if order.split == "all" else labelled.of(order.split)
+    people = set(chosen.subject.tolist())
+    if len(people) < FOLDS:
+        raise ConfigError(
+            f"--split {order.split}: {len(chosen)} labelled faces of {len(people)} people in {order.data}, and "
+            f"{FOLDS} people are the least; give --table, or more people"
+        )
+    say(f"{order.kind}: {len(chosen)} faces of {len(people)} people of the split {order.split}")
+    if order.kind in PROBES:
+        train_probe(order.kind, chosen, order.output, order.models)
+    elif order.kind == "googlenet-forest":
+        train_forest(order.base, chosen, order.output, order.forest)
     else:
-        settings = replace(PRESETS[preset], steps=steps or PRESETS[preset].steps)
-        more = None
-        if unlabelled is not None:
-            say(f"{teacher} labels the faces of {unlabelled}")
-            more = pseudo_labelled(faces_of(unlabelled, None, cache, models_folder, say), teacher, models_folder)
-        folder = work or output.with_suffix(".work")
+        train_googlenet(order, found, chosen, say)
+    say(f"wrote {order.output}")
 
-        def make() -> GoogLeNetTask:
-            return GoogLeNetTask(chosen, more, settings)
 
-        if workers:
-            with session():
-                training.train_on_ray(make, folder, every, workers, torch.cuda.is_available(), say)
-            # The last checkpoint lies in the folder now.
-        task = training.train(make, folder, every, say=say)
-        finish_googlenet(task, chosen, output)  # type: ignore[arg-type]
-    say(f"wrote {output}")
+def train_googlenet(order: Order, found: Faces, chosen: Faces, say: Callable[[str], None]) -> None:
+    """Train, calibrate and write GoogLeNet on ``chosen``, and on unlabelled faces of nobody else of ``found``."""
+    more: Faces | None = None
+    taught: Sequence[str] = ()
+    if order.unlabelled is not None:
+        more = faces_of(order.unlabelled, None, order.cache, order.models, say)
+        more = more.take(~np.isin(more.subject, list({*found.subject.tolist()} - {*chosen.subject.tolist()})))
+        more, taught = _taught(more, order, say)
+    folder = order.work or order.output.with_suffix(".work")
+
+    def make() -> GoogLeNetTask:
+        return GoogLeNetTask(chosen, more, order.settings)
+
+    if order.workers:
+        with session(order.address):
+            task = training.train_on_ray(make, folder, order.every, order.workers, torch.cuda.is_available(), say)
+    else:
+        task = training.train(make, folder, order.every, say=say)
+    finish_googlenet(task, chosen, order.output, taught)
+
+
+def _taught(more: Faces, order: Order, say: Callable[[str], None]) -> tuple[Faces, Sequence[str]]:
+    """The faces as the teacher labels them, kept: a resumed training must meet the same labels to the last bit."""
+    teacher = Predictor.load(order.teacher, order.models)
+    told = hashlib.sha256(f"{teacher.sha256} {more.fingerprint}".encode()).hexdigest()
+    file = order.cache / f"labelled-{told[:16]}.parquet"
+    if not file.is_file():
+        say(f"{teacher.name} labels {len(more)} faces of {order.unlabelled}")
+        pseudo_labelled(more, order.teacher, order.models).write(file)
+    return Faces.read(file), teacher.about["splits"]

@@ -16,16 +16,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import nn
 
-from facecrowd.pipeline.errors import ConfigError
+from facecrowd.pipeline.errors import ConfigError, UnfinishedError
+from facecrowd.pipeline.ray_data import root_cause
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+RUN = "ray-"
+"""Beginning of the names of Ray's folders; the rest is what is trained."""
+OTHER = "{folder}: holds a training of other data or settings; give another --work folder, or remove it"
 
 
 class Task(Protocol):
@@ -47,7 +51,8 @@ class Task(Protocol):
         """Take up a state."""
 
 
-Report = Callable[[int, dict[str, float], dict[str, Any] | None], None]
+T = TypeVar("T", bound=Task)
+Report = Callable[[int, dict[str, float], dict[str, Any]], None]
 
 
 def loop(task: Task, start: int, report: Report, every: int, until: int | None = None) -> None:
@@ -68,12 +73,12 @@ def loop(task: Task, start: int, report: Report, every: int, until: int | None =
 
 
 def train(
-    make: Callable[[], Task],
+    make: Callable[[], T],
     folder: Path,
     every: int = 100,
     until: int | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Task:
+) -> T:
     """Train in this process; ``folder`` keeps the checkpoint and ``log.jsonl``, one line of figures per report.
 
     Raises ConfigError when the folder holds a checkpoint of other data or settings.
@@ -81,43 +86,60 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     task, start = make(), 0
     if (folder / CHECKPOINT).exists():
-        start = _take_up(task, torch.load(folder / CHECKPOINT, weights_only=True, map_location="cpu"), folder)
+        start = _take_up(task, _read(folder / CHECKPOINT), folder)
         say(f"resuming at step {start} of {task.steps}")
     _cut_log(folder / LOG, start)
 
-    def report(done: int, figures: dict[str, float], state: dict[str, Any] | None) -> None:
+    def report(done: int, figures: dict[str, float], state: dict[str, Any]) -> None:
         with (folder / LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": done, **figures}) + "\n")
         write(state, folder / CHECKPOINT)
-        say(f"step {done} of {task.steps}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        say(_told(done, task, figures))
 
     loop(task, start, report, every, until)
     return task
 
 
 def train_on_ray(
-    make: Callable[[], Task],
+    make: Callable[[], T],
     folder: Path,
     every: int = 100,
     workers: int = 1,
     gpu: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> Task:
+) -> T:
     """The same by Ray Train: ``workers`` processes, restarted from the last checkpoint when one dies.
 
-    ``folder`` must be reachable from every node when there are several.
+    ``folder`` must be reachable from every node when there are several. It ends with the checkpoint that ``train``
+    would have written, and one that ``train`` left is gone on from. Several workers normalise batches each by its own
+    share, so their weights differ from one worker's.
+
+    Raises ConfigError as ``train`` does, and when the cluster has fewer CPUs than workers; UnfinishedError when the
+    training keeps failing.
     """
+    import ray
     import ray.train as rt
     from ray.train.torch import TorchTrainer
+
+    if workers > (cpus := int(ray.cluster_resources().get("CPU", 0))):
+        raise ConfigError(f"--workers {workers}: there are only {cpus} CPUs to run them on")
+    task = make()
+    name = f"{RUN}{task.identity[:16]}"
+    if (folder / CHECKPOINT).exists() and _take_up(task, _read(folder / CHECKPOINT), folder) >= task.steps:
+        return task
+    if any(other.name != name for other in folder.glob(f"{RUN}*")):
+        raise ConfigError(OTHER.format(folder=folder))
 
     def worker() -> None:
         task, start = make(), 0
         found = rt.get_checkpoint()
         if found is not None:
             with found.as_directory() as place:
-                start = _take_up(task, torch.load(Path(place) / CHECKPOINT, weights_only=True), folder)
+                start = _take_up(task, _read(Path(place) / CHECKPOINT), folder)
+        elif (folder / CHECKPOINT).exists():
+            start = _take_up(task, _read(folder / CHECKPOINT), folder)
 
-        def report(done: int, figures: dict[str, float], state: dict[str, Any] | None) -> None:
+        def report(done: int, figures: dict[str, float], state: dict[str, Any]) -> None:
             row = {"step": done, **figures}
             if rt.get_context().get_world_rank() != 0:
                 rt.report(row)
@@ -128,46 +150,58 @@ def train_on_ray(
 
         loop(task, start, report, every)
 
-    result = TorchTrainer(
+    # A run of this name that was killed goes on from its last checkpoint.
+    trainer = TorchTrainer(
         worker,
         scaling_config=rt.ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=rt.RunConfig(
-            name="ray",
+            name=name,
             storage_path=str(folder.resolve()),
             failure_config=rt.FailureConfig(max_failures=3),
             checkpoint_config=rt.CheckpointConfig(num_to_keep=2),
         ),
-    ).fit()
-    if result.checkpoint is None:
-        raise ConfigError(f"{folder}: the training ended without a checkpoint")
-    task = make()
-    with result.checkpoint.as_directory() as place:
-        state = torch.load(Path(place) / CHECKPOINT, weights_only=True, map_location="cpu")
-        _take_up(task, state, folder)
-    write(state, folder / CHECKPOINT)
-    say(
-        f"step {state['step']} of {task.steps}: " + ", ".join(f"{k} {v:.4g}" for k, v in (result.metrics or {}).items())
     )
+    try:
+        result = trainer.fit()
+    except rt.TrainingFailedError as error:
+        what = (str(root_cause(error)).strip().splitlines() or ["no message"])[-1]
+        raise UnfinishedError(f"{folder}: the training failed ({what}); start it again to go on") from error
+    if result.checkpoint is None:
+        raise UnfinishedError(f"{folder}: the training ended without a checkpoint; start it again")
+    with result.checkpoint.as_directory() as place:
+        state = _read(Path(place) / CHECKPOINT)
+    step = _take_up(task, state, folder)
+    write(state, folder / CHECKPOINT)
+    say(_told(step, task, result.metrics or {}))
     return task
+
+
+def _read(file: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    return state
+
+
+def _told(done: int, task: Task, figures: dict[str, float]) -> str:
+    values = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name != "step")
+    return f"step {done} of {task.steps}: {values}"
 
 
 def _take_up(task: Task, state: dict[str, Any], folder: Path) -> int:
     if state["identity"] != task.identity:
-        raise ConfigError(
-            f"{folder}: holds a training of other data or settings; give another --work folder, or remove it"
-        )
+        raise ConfigError(OTHER.format(folder=folder))
     task.restore(state["task"])
     return int(state["step"])
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint: those steps are taken again."""
+    """Forget what was logged after the checkpoint: those steps are taken again. A kill may have torn the last line."""
     if log.exists():
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        whole = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = [line for line in whole if json.loads(line)["step"] <= step]
         log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def write(state: dict[str, Any] | None, file: Path) -> None:
+def write(state: dict[str, Any], file: Path) -> None:
     """Write a checkpoint in one atomic step."""
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
@@ -176,7 +210,8 @@ def write(state: dict[str, Any] | None, file: Path) -> None:
 
 def generator(seed: int, number: int) -> torch.Generator:
     """The randomness of one step."""
-    return torch.Generator().manual_seed((seed << 32) + number)
+    # Torch's generator on a CPU heeds 32 bits of its seed; this keeps the steps of different seeds far apart there.
+    return torch.Generator().manual_seed((seed * 2_654_435_761 + number) % 2**32)
 
 
 def share(batch: torch.Tensor) -> torch.Tensor:

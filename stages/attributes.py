@@ -25,11 +25,11 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from facecrowd.stages import models
-from facecrowd.stages.batch import explain, outcomes
+from facecrowd.stages.batch import FAILED, explain, outcomes
 from facecrowd.stages.decode import Undecodable, decode
 from facecrowd.stages.forests import Forests
 from facecrowd.stages.networks.bisenet import BiSeNet
@@ -129,7 +129,7 @@ class Descriptor(nn.Module):
                 align_corners=None if smaller else False,
             )
         if isinstance(self.backbone, GoogLeNet):
-            return self.backbone.features(x)
+            return self.backbone.features(x).float()
         maps: tuple[Tensor, ...] = self.backbone.maps(x)  # type: ignore[operator]
         return torch.cat([F.adaptive_avg_pool2d(m.float(), GRID).flatten(1) for m in maps], dim=1)
 
@@ -182,26 +182,48 @@ class Predictor(nn.Module):
         Raises ``PredictorError``, or ``ModelError`` where the backbone cannot be had.
         """
         file = locate(name)
-        with safe_open(str(file), framework="pt") as stored:
-            about = json.loads((stored.metadata() or {}).get("facecrowd", "{}"))
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a mapping)
-        if about.get("kind") != "attribute predictor":
-            raise PredictorError(f"{file} is no attribute predictor; train one with: facecrowd train attributes")
-        head: nn.Linear | Forests
-        if about["backbone"] == "googlenet":
-            network = GoogLeNet.restore(_below(tensors, "googlenet"))
-            descriptor, head = Descriptor(network), network.head[1]  # type: ignore[assignment]
-        elif about["backbone"] in SHIPPED:
-            descriptor, head = cls.load(about["backbone"]).descriptor, Forests.restore(_below(tensors, "forests"))
-        else:
-            descriptor = Descriptor.load(about["backbone"], folder)
-            weight, bias = tensors["head.weight"].float(), tensors["head.bias"].float()
-            head = nn.Linear(weight.shape[1], weight.shape[0])
-            head.load_state_dict({"weight": weight, "bias": bias})
-        calibration = Calibration(tensors["temperature"].numpy(), tensors["prior"].numpy())
-        label = str(name) if str(name) in SHIPPED else Path(name).stem
+        try:
+            with safe_open(str(file), framework="pt") as stored:
+                about = json.loads((stored.metadata() or {}).get("facecrowd", "{}"))
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a mapping)
+            if about.get("kind") != "attribute predictor" or tuple(about["attributes"]) != ATTRIBUTES:
+                raise ValueError("it says of itself that it is something else")
+            descriptor, head = cls._parts(file, about, tensors, folder)
+            calibration = Calibration(tensors["temperature"].numpy(), tensors["prior"].numpy())
+            said = head.attributes if isinstance(head, Forests) else head.out_features
+            if {said, *calibration.temperature.shape, *calibration.prior.shape} != {len(ATTRIBUTES)}:
+                raise ValueError(f"its arrays are not of {len(ATTRIBUTES)} attributes")
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise PredictorError(
+                f"{file} is no attribute predictor of this version ({what}); train one with: facecrowd train attributes"
+            ) from None
+        label = str(name) if str(name) in SHIPPED else file.stem
         made = cls(label, models.sha256(file), descriptor, head, calibration, about)
         return made.requires_grad_(False).eval().to(device)
+
+    @classmethod
+    def _parts(
+        cls,
+        file: Path,
+        about: dict[str, Any],
+        tensors: dict[str, Tensor],
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    ) -> tuple[Descriptor, nn.Linear | Forests]:
+        """Backbone and head; forests build on another predictor, which is shipped or lies beside them."""
+        backbone = str(about["backbone"])
+        if backbone == "googlenet":
+            network = GoogLeNet.restore(_below(tensors, "googlenet"))
+            return Descriptor(network, about.get("side")), network.head[1]  # type: ignore[return-value]
+        if "forests.feature" in tensors:
+            base = cls.load(backbone if backbone in SHIPPED else file.with_name(f"{backbone}.safetensors"), folder)
+            if base.sha256 != about["backbone_sha256"]:
+                raise PredictorError(f"{file} was trained on other weights of {base.name}; train it again on these")
+            return base.descriptor, Forests.restore(_below(tensors, "forests"))
+        weight, bias = tensors["head.weight"].float(), tensors["head.bias"].float()
+        head = nn.Linear(weight.shape[1], weight.shape[0])
+        head.load_state_dict({"weight": weight, "bias": bias})
+        return Descriptor.load(backbone, folder), head
 
     def logits(self, x: Tensor) -> Tensor:
         """x (N, 3, H, W), RGB in [0, 1], to calibrated logits (N, A); differentiable but for forests."""
@@ -238,7 +260,10 @@ class Predictor(nn.Module):
 def locate(name: str | os.PathLike[str]) -> Path:
     """The file of a shipped predictor, or the file itself. Raises ``PredictorError``."""
     if str(name) in SHIPPED:
-        return Path(str(resources.files("facecrowd.stages.weights") / f"{name}.safetensors"))
+        file = Path(str(resources.files("facecrowd.stages.weights") / f"{name}.safetensors"))
+        if not file.is_file():
+            raise PredictorError(f"the weights of {name} are not installed; train them: facecrowd train attributes")
+        return file
     file = Path(name).expanduser()
     if not file.is_file():
         raise PredictorError(f"no attribute predictor is called {name}; there are: {', '.join(SHIPPED)}, or a file")
@@ -252,6 +277,14 @@ def pictures(crops: Sequence[np.ndarray], size: int) -> Tensor:
         for crop in crops
     ]
     return torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 255
+
+
+def _square(crop: Any) -> np.ndarray:
+    """The crop, checked before it joins others: one that is none must cost no other row."""
+    whole = isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.size > 0
+    if not whole or crop.shape != (*crop.shape[:1] * 2, 3):
+        raise ValueError(f"not an (S, S, 3) uint8 crop but {getattr(crop, 'shape', type(crop).__name__)}")
+    return crop
 
 
 def _interpolation(crop: np.ndarray, size: int) -> int:
@@ -302,14 +335,16 @@ class Attributes(Stage):
         for i in live({"status": status}):
             cell = batch[self.column][i]
             try:
-                crops[i] = decode(cell) if isinstance(cell, bytes) else cell
+                crops[i] = _square(decode(cell) if isinstance(cell, bytes) else cell)
             except Undecodable as error:
                 status[i], reason[i] = "unreadable", error.reason
+            except ValueError as error:
+                status[i], reason[i] = FAILED, explain(self.name, error)
         positions = list(crops)
         for start in range(0, len(positions), self.at_once):
             chosen = positions[start : start + self.at_once]
             try:
                 found[chosen] = self._predictor.predict([crops[i] for i in chosen], self.at_once)
             except Exception as error:
-                status[chosen], reason[chosen] = "failed", explain(self.name, error)
+                status[chosen], reason[chosen] = FAILED, explain(self.name, error)
         return {**batch, "attributes": found, "status": status, "reason": reason}

@@ -1,0 +1,365 @@
+"""Claims of stages/attributes.py: calibrated probabilities from weights that hold no code, one row at a time."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from facecrowd.stages import models
+from facecrowd.stages.attributes import (
+    ATTRIBUTES,
+    BACKBONES,
+    JUDGE,
+    SHIPPED,
+    STEER,
+    Attributes,
+    Calibration,
+    Descriptor,
+    Predictor,
+    PredictorError,
+    locate,
+    pictures,
+)
+from facecrowd.stages.decode import decode
+from facecrowd.stages.encode import encode
+from facecrowd.stages.forests import fit_forests
+from facecrowd.stages.networks.googlenet import GoogLeNet
+
+PEOPLE = Path(__file__).resolve().parents[2] / "jobs" / "faces"
+NEEDS = {STEER: "arcface-mobilefacenet", JUDGE: "bisenet"}
+WEIGHTS = sorted(Path(str(resources.files("facecrowd.stages.weights"))).glob("*.safetensors"))
+BUDGET = 15e6
+"""Bytes of one file: GoogLeNet's 6 million weights take 12 MB in 16 bits, the forests are to stay below 8 MB."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def crops() -> list[np.ndarray]:
+    """Six people who do not exist: (160, 160, 3) uint8 RGB."""
+    files = sorted(PEOPLE.glob("p*/1.jpg"))[:6]
+    return [cv2.resize(decode(file.read_bytes()), (160, 160), interpolation=cv2.INTER_AREA) for file in files]
+
+
+def stored(file: Path, tensors: dict[str, torch.Tensor], **about: Any) -> Path:
+    """A predictor's file, with calibration and metadata."""
+    said = {"kind": "attribute predictor", "attributes": ATTRIBUTES, "splits": ["steer"], "subjects": 5, **about}
+    both = {"temperature": torch.linspace(0.5, 2, 40), "prior": torch.linspace(0.05, 0.6, 40)}
+    save_file(both | tensors, str(file), metadata={"facecrowd": json.dumps(said)})
+    return file
+
+
+@pytest.fixture(scope="module")
+def googlenet(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GoogLeNet that was never trained but knows the scale of its activations, stored at 64 px."""
+    torch.manual_seed(5)
+    network = GoogLeNet().train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(pictures(crops, 64))
+    state = {f"googlenet.{k}": v for k, v in network.state_dict().items()}
+    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    return stored(tmp_path_factory.mktemp("weights") / "drawn.safetensors", state, backbone="googlenet", side=64)
+
+
+@pytest.fixture(scope="module")
+def forest(googlenet: Path) -> Path:
+    """Forests on it, beside it."""
+    rng = np.random.default_rng(0)
+    features = Predictor.load(googlenet).descriptor(torch.rand(60, 3, 64, 64)).numpy()
+    grown = fit_forests(features, rng.random((60, 40)) < 0.4, trees=5, leaves=8)
+    tensors = {f"forests.{k}": v for k, v in grown.state().items()}
+    about = {"backbone": "drawn", "backbone_sha256": models.sha256(googlenet)}
+    return stored(googlenet.with_name("forest.safetensors"), tensors, **about)
+
+
+@pytest.fixture(params=[STEER, JUDGE, "googlenet", "forest"])
+def predictor(request: pytest.FixtureRequest, weights: Callable[[str], Path]) -> Predictor:
+    if request.param in NEEDS:
+        return Predictor.load(request.param, weights(NEEDS[request.param]).parent)
+    return Predictor.load(request.getfixturevalue(request.param))
+
+
+# ------------------------------------------------------------------------------------------------------- predicting
+
+
+def test_probabilities_of_all_40_lie_in_0_to_1_and_are_the_same_every_time(predictor, crops):
+    found = predictor.predict(crops)
+    assert found.shape == (6, 40)
+    assert found.dtype == np.float32
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert found.std(axis=0).max() > 0.005
+    np.testing.assert_array_equal(predictor.predict(crops), found)
+    assert predictor.predict([]).shape == (0, 40)
+
+
+def test_a_face_is_judged_alike_alone_and_among_others(predictor, crops):
+    alone = np.concatenate([predictor.predict([crop]) for crop in crops])
+    np.testing.assert_allclose(predictor.predict(crops, at_once=4), alone, atol=1e-3)
+
+
+def test_predict_is_the_sigmoid_of_the_calibrated_logits(predictor, crops):
+    x = pictures(crops, predictor.descriptor.size)
+    logits = predictor.logits(x).detach()
+    np.testing.assert_allclose(predictor.predict(crops), torch.sigmoid(logits).numpy(), atol=1e-6)
+    raw = predictor.score(predictor.descriptor(x)).detach().numpy()
+    np.testing.assert_allclose(logits.numpy() * predictor.calibration.temperature, raw, atol=1e-4, rtol=1e-4)
+
+
+def test_a_gradient_passes_from_a_logit_to_the_pixels_unless_forests_answer(predictor, crops, forest):
+    x = pictures(crops[:1], 96).requires_grad_()
+    logits = predictor.logits(x)
+    assert logits.requires_grad == (predictor.name != forest.stem)
+    if logits.requires_grad:
+        (gradient,) = torch.autograd.grad(logits[0, 20], x)
+        assert gradient.abs().max() > 0
+
+
+def test_the_shipped_predictor_sees_that_the_demo_s_people_smile_or_do_not(weights):
+    """Mouths of the same person: the demo's table says which pictures were made with a wide smile."""
+    rows = [line.split(",") for line in (PEOPLE / "attributes.csv").read_text().splitlines()]
+    smile, image = rows[0].index("wide_smile"), 0
+    wide, narrow = ([PEOPLE / r[image] for r in rows[1:] if r[smile] in values] for values in (("1",), ("0",)))
+    predictor = Predictor.load(STEER, weights(NEEDS[STEER]).parent)
+    means = [
+        predictor.predict([decode(f.read_bytes())[64:448, 64:448] for f in files[:16]])[:, ATTRIBUTES.index("Smiling")]
+        for files in (wide, narrow)
+    ]
+    assert means[0].mean() > means[1].mean() + 0.2
+
+
+def test_bf16_changes_a_probability_by_less_than_three_hundredths(predictor, crops):
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = predictor.predict(crops)
+    assert np.abs(coarse - predictor.predict(crops)).mean() < 0.03
+
+
+# --------------------------------------------------------------------------------------------------- thresholds
+
+
+def test_the_threshold_is_half_way_in_log_odds_between_one_half_and_the_prior():
+    prior = np.array([0.02, 0.3, 0.5, 0.9], np.float32)
+    found = Calibration(np.ones(4, np.float32), prior).threshold
+    expected = torch.sigmoid(torch.logit(torch.from_numpy(prior)) / 2).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert ((found > np.minimum(prior, 0.5)) == (prior != 0.5)).all()
+    assert (found <= np.maximum(prior, 0.5)).all()
+
+
+def test_values_are_true_from_the_threshold_on_and_unknown_within_the_margin(googlenet):
+    predictor = Predictor.load(googlenet)
+    threshold = predictor.calibration.threshold
+    steps = np.array([-0.06, -0.04, 0.0, 0.04, 0.06], np.float32)
+    probabilities = threshold[None] + steps[:, None]
+    assert (predictor.values(probabilities) == np.array([0, 0, 1, 1, 1])[:, None]).all()
+    assert (predictor.values(probabilities, 0.05) == np.array([0, -1, -1, -1, 1])[:, None]).all()
+    assert predictor.values(probabilities, 0.05).dtype == np.int8
+
+
+# ------------------------------------------------------------------------------------------------------------- stage
+
+
+def test_a_bad_row_gets_a_status_and_costs_no_other(googlenet, crops):
+    cells: list[Any] = [crops[0], encode(crops[1])[:200], None, crops[2][:, :80], crops[3].astype(np.float32), crops[1]]
+    batch = {"crop": [*cells, crops[2]], "status": np.array(["ok"] * 6 + ["no_face"], dtype=object)}
+    out = Attributes(googlenet)(batch)
+    assert list(out["status"]) == ["ok", "unreadable", "failed", "failed", "failed", "ok", "no_face"]
+    assert all(reason.startswith("attributes: ") for reason in out["reason"][2:5])
+    assert out["reason"][1]
+    assert np.isnan(out["attributes"][[1, 2, 3, 4, 6]]).all()
+    expected = Predictor.load(googlenet).predict([crops[0], crops[1]])
+    np.testing.assert_allclose(out["attributes"][[0, 5]], expected, atol=1e-4)
+    assert list(batch["status"]) == ["ok"] * 6 + ["no_face"]
+
+
+def test_bytes_and_pixels_give_the_same_answer(googlenet, crops):
+    files = [encode(crop) for crop in crops]
+    stage = Attributes(googlenet, column="image", at_once=4)
+    stage.setup()
+    bytes_, pixels = (
+        stage({"image": cells, "status": ["ok"] * 6}) for cells in (files, [decode(file) for file in files])
+    )
+    np.testing.assert_array_equal(bytes_["attributes"], pixels["attributes"])
+    assert bytes_["attributes"].shape == (6, 40)
+    assert bytes_["attributes"].dtype == np.float32
+
+
+def test_an_empty_batch_stays_empty(googlenet):
+    out = Attributes(googlenet)({"crop": [], "status": np.array([], dtype=object)})
+    assert out["attributes"].shape == (0, 40)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_predictors_load_without_pickle(monkeypatch, googlenet, forest, weights):
+    """MobileFaceNet's published file is ONNX; BiSeNet's is a torch file, read as tensors only."""
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a pickle was loaded")
+
+    folder = weights(NEEDS[STEER]).parent
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, never)
+    monkeypatch.setattr(torch, "load", never)
+    for name in (STEER, googlenet, forest):
+        assert Predictor.load(name, folder).attributes == ATTRIBUTES
+
+
+def test_the_name_and_hash_say_which_weights_spoke(googlenet, weights):
+    found = Predictor.load(googlenet)
+    assert (found.name, found.sha256) == ("drawn", models.sha256(googlenet))
+    assert Predictor.load(STEER, weights(NEEDS[STEER]).parent).sha256 == models.sha256(locate(STEER))
+    assert not any(p.requires_grad for p in found.parameters())
+
+
+def test_googlenet_runs_at_the_size_it_was_trained_at(googlenet):
+    assert Predictor.load(googlenet).descriptor.size == 64
+
+
+def test_a_descriptor_is_the_4_by_4_means_of_the_maps(weights):
+    for name, width in (("arcface-mobilefacenet", 896 * 16), ("bisenet", 896 * 16)):
+        assert name in BACKBONES
+        descriptor = Descriptor.load(name, weights(name).parent)
+        x = torch.rand(1, 3, descriptor.size, descriptor.size, generator=torch.Generator().manual_seed(0))
+        found = descriptor(x)
+        assert found.shape == (1, width)
+        finest = descriptor.backbone.maps(x)[0]
+        side = finest.shape[-1] // 4
+        assert found[0, 0].item() == pytest.approx(finest[0, 0, :side, :side].mean().item(), rel=1e-4)
+
+
+def broken(tmp_path: Path, googlenet: Path, what: str) -> Path:
+    file, tensors = tmp_path / "broken.safetensors", load_file(str(googlenet))
+    about: dict[str, Any] = {"backbone": "googlenet"}
+    if what == "text":
+        file.write_text("no weights")
+        return file
+    if what == "pickle":
+        torch.save(GoogLeNet(1).state_dict(), file)
+        return file
+    if what == "another model":
+        save_file({"a": torch.zeros(1)}, str(file))
+        return file
+    if what == "a backbone nobody knows":
+        about = {"backbone": "resnet"}
+    elif what == "other attributes":
+        about["attributes"] = ["Male"]
+    elif what == "no temperature":
+        return _without(file, tensors, "temperature", about)
+    elif what == "a missing layer":
+        del tensors["googlenet.body.0.0.weight"]
+    elif what == "39 outputs":
+        for end in ("weight", "bias"):
+            tensors[f"googlenet.head.1.{end}"] = tensors[f"googlenet.head.1.{end}"][:39].contiguous()
+    return stored(file, tensors, **about)
+
+
+def _without(file: Path, tensors: dict[str, torch.Tensor], name: str, about: dict[str, Any]) -> Path:
+    said = {"kind": "attribute predictor", "attributes": ATTRIBUTES, **about}
+    left = {k: v for k, v in tensors.items() if k != name}
+    save_file(left, str(file), metadata={"facecrowd": json.dumps(said)})
+    return file
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "text",
+        "pickle",
+        "another model",
+        "a backbone nobody knows",
+        "other attributes",
+        "no temperature",
+        "a missing layer",
+        "39 outputs",
+    ],
+)
+def test_a_file_that_is_no_predictor_fails_with_one_clear_sentence(tmp_path, googlenet, what):
+    file = broken(tmp_path, googlenet, what)
+    with pytest.raises(PredictorError, match=r"is no attribute predictor of this version .* facecrowd train attr") as e:
+        Predictor.load(file)
+    assert str(file) in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_name_that_is_none_and_weights_that_are_not_installed_are_told(monkeypatch, tmp_path):
+    with pytest.raises(PredictorError, match=f"no attribute predictor is called nothing; there are: {STEER}"):
+        Predictor.load("nothing")
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    with pytest.raises(PredictorError, match=f"{STEER} are not installed"):
+        Predictor.load(STEER)
+
+
+def test_forests_go_only_with_the_weights_whose_features_they_were_grown_on(forest, googlenet, tmp_path):
+    (tmp_path / "forest.safetensors").write_bytes(forest.read_bytes())
+    with pytest.raises(PredictorError, match="drawn"):
+        Predictor.load(tmp_path / "forest.safetensors")
+    tensors = load_file(str(googlenet))
+    tensors["googlenet.head.1.bias"] += 1
+    stored(tmp_path / "drawn.safetensors", tensors, backbone="googlenet")
+    with pytest.raises(PredictorError, match="other weights of drawn"):
+        Predictor.load(tmp_path / "forest.safetensors")
+
+
+# ----------------------------------------------------------------------------------------------------- what is shipped
+
+
+def about(name: str) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(str(locate(name)), framework="np") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["facecrowd"])
+        return found
+
+
+def test_steer_and_judge_share_neither_backbone_nor_split_and_none_saw_the_test():
+    steer, judge = about(STEER), about(JUDGE)
+    assert steer["backbone"] != judge["backbone"]
+    assert steer["backbone_sha256"] != judge["backbone_sha256"]
+    assert set(steer["splits"]).isdisjoint(judge["splits"])
+    for file in WEIGHTS:
+        assert "test" not in about(file.stem)["splits"], file
+
+
+def test_what_is_shipped_has_a_name_and_keeps_to_its_budget():
+    assert {STEER, JUDGE} <= {file.stem for file in WEIGHTS} <= set(SHIPPED)
+    for file in WEIGHTS:
+        assert file.stat().st_size < (8e6 if "forest" in file.stem else BUDGET), file
+
+
+def test_the_metadata_of_what_is_shipped_names_no_person_path_or_place():
+    for file in WEIGHTS:
+        text = json.dumps({k: v for k, v in about(file.stem).items() if k != "attributes"})
+        assert "/" not in text
+        assert "\\" not in text
+        assert set(about(file.stem)) <= {
+            *("kind", "attributes", "splits", "faces", "subjects", "note"),
+            *("backbone", "backbone_sha256", "side"),
+        }
+
+
+def test_backbones_of_what_is_shipped_are_the_registry_s(weights):
+    for name, backbone in NEEDS.items():
+        assert about(name)["backbone"] == backbone
+        assert about(name)["backbone_sha256"] == models.sha256(weights(backbone))
