@@ -556,6 +556,34 @@ def train_encoder(
     encoder.run(output, data or [], preset, work, workers, every, cache, models, Progress().say)
 
 
+@train_app.command(
+    "directions",
+    epilog="Example: `facecrowd train directions --samples 1500 --output directions.safetensors`",
+)
+@speaking
+def train_directions(
+    output: Annotated[Path, typer.Option(help="The directions to write (.safetensors).")],
+    samples: Annotated[int, typer.Option(min=100, help="Generated faces to learn from.")] = 1500,
+    size: Annotated[int, typer.Option(help="Their side in pixels: 128, 256, 512 or 1024.")] = 128,
+    overlap: Annotated[
+        float, typer.Option(min=0, help="How far correlated attributes may move along: 0 is not at all.")
+    ] = 0.1,
+    faces: Annotated[int, typer.Option(min=0, help="Faces to choose rows of w+ on (0: edit all rows).")] = 6,
+    measure: Annotated[int, typer.Option(min=0, help="Fresh faces to flip each attribute on (0: none).")] = 0,
+    work: Annotated[Path | None, typer.Option(help="Keeps faces looked at [default: beside the output].")] = None,
+    models: ModelsFolder = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Find the directions of the generator's latent space that change attributes, pose and light."""
+    from facecrowd.jobs import train_directions as recipe
+
+    say = Progress().say
+    found = recipe.run(output, samples, size, overlap, faces, work, models, say)
+    flips = recipe.measure(found, faces=measure, size=size, folder=models, say=say) if measure else []
+    read = dict(zip(found.names, found.about["variance_read"], strict=True))
+    _write_json(json_file, {"variance_read": read, "rows": found.rows.tolist(), "flips": flips})
+
+
 @evaluate_app.command(
     "attributes", epilog="Example: `facecrowd evaluate attributes --data celeba-faces --json figures.json`"
 )
