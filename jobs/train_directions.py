@@ -7,6 +7,8 @@ Then the rows of w+ are chosen for each direction, from what each group of rows 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +24,7 @@ from facecrowd.pipeline.errors import ConfigError
 from facecrowd.stages import edits, models
 from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, STEER, Predictor
 from facecrowd.stages.detect import Detector
-from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE, MobileStyleGAN
+from facecrowd.stages.networks.mobilestylegan import ROWS, SHIPPED_HEADS, SIZES, STYLE, MobileStyleGAN
 from facecrowd.stages.obscure import FACE_AXES, FACE_CENTRE
 
 NAMES = (*ATTRIBUTES, *edits.POSE, *edits.LIGHT)
@@ -192,11 +194,13 @@ def run(
     """Draw, look, fit, choose rows and write. ``faces`` is how many each direction is tried on (0: edit all rows)."""
     if samples < 100:
         raise ConfigError(f"--samples {samples}: directions need 100 faces or more")
+    if size not in SIZES:
+        raise ConfigError(f"--size {size}: the generator makes {', '.join(str(s) for s in SIZES)}")
     generator = models.path("mobilestylegan-ffhq", folder=folder)
     network, look = MobileStyleGAN.load(generator), Looker(folder)
-    w, readings = sample(network, look, samples, size, work or output.with_suffix(".work"), say)
     about: dict[str, Any] = {
         "generator_sha256": models.sha256(generator),
+        "heads_sha256": models.sha256(SHIPPED_HEADS) if SHIPPED_HEADS.is_file() else None,
         "predictor": look.predictor.name,
         "predictor_sha256": look.predictor.sha256,
         "size": size,
@@ -204,6 +208,9 @@ def run(
         "seed": SEED,
         "units": UNITS,
     }
+    # Faces of other weights or settings are never taken up.
+    folder_of = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    w, readings = sample(network, look, samples, size, (work or output.with_suffix(".work")) / folder_of, say)
     directions = edits.fit(w, readings, NAMES, network.mean_latent.numpy(), overlap, about)
     if faces:
         say(f"choosing rows on {faces} faces")

@@ -7,8 +7,9 @@ the average of latents is a face. The unit is the subject: with w+ of photo p of
 
 A further variant of a class moves from there: by a jitter of stated size that leaves the readings of attributes, pose
 and light alone, then to a pose, an expression and a light that follow the class's own photos. Each of those
-coefficients is drawn by itself from the quantile function of the class's pool, in which every subject weighs the same,
-so it belongs to no photo, and to no subject. All draws are HMAC(run key, class, variant).
+coefficients is drawn by itself from the quantile function of the class's pool, in which every subject weighs the same:
+a shuffle that knows neither subject nor photo nor any other value of theirs, and that mixes what one photo had
+together. All draws are HMAC(run key, class, variant).
 
 What is rendered is therefore a function of the class's photos as a set of sets, and of the key: of nobody's order,
 place or number of photos, and of nothing of a member that swapping him with another member would not keep.
