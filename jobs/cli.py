@@ -623,6 +623,124 @@ def evaluate_attributes(
     _write_json(json_file, report)
 
 
+Encoder = Annotated[Path | None, typer.Option(help="Encoder file [default: the shipped one].")]
+WorkFolder = Annotated[
+    Path | None, typer.Option(help="Keeps latents, embeddings and pictures [default: the user's cache].")
+]
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    """A comma-separated list of whole numbers; 'none' is empty."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip() not in ("", "none"))
+    except ValueError:
+        raise configs.ConfigError(f"{flag} {text}: give whole numbers, as in 2,5,10, or none") from None
+
+
+@evaluate_app.command(
+    "generator",
+    epilog="Example: `facecrowd evaluate generator --data celeba-faces --reidentify 2,5,10 --speed 1 --json f.json`",
+)
+@speaking
+def evaluate_generator(
+    data: DataFolder,
+    table: AttributeTable = None,
+    faces: Annotated[int, typer.Option(min=0, help="Faces of test people to invert; 0 skips it.")] = 32,
+    search: Annotated[str, typer.Option(help="Steps to invert them by; 0 is the encoder alone.")] = "0,10,30,100",
+    size: Annotated[int, typer.Option(help="Pixels at which a search compares: 128 or 256.")] = 128,
+    optimisers: Annotated[int, typer.Option(min=0, help="Faces to compare the optimisers on; 0 skips it.")] = 0,
+    optimiser_steps: Annotated[int, typer.Option(min=1, help="How many steps each optimiser gets.")] = 50,
+    reidentify: Annotated[str, typer.Option(help="Values of k whose surrogates are attacked, or none.")] = "none",
+    recognisers: Annotated[
+        str, typer.Option(help="Who attacks: registry names or .onnx files, comma-separated; 'all' for the five.")
+    ] = "all",
+    variants: Annotated[int, typer.Option(min=0, help="Faces drawn per class; 0 is the class mean itself.")] = 0,
+    compare: Annotated[int, typer.Option(min=0, help="Faces of --altered that are attacked too; 0 skips it.")] = 0,
+    altered: Annotated[
+        str, typer.Option(help="Methods for --compare: reconstruction, deepblur:SIGMA, inpaint, inpaint:average.")
+    ] = "reconstruction,deepblur:0.5,deepblur:1,inpaint,inpaint:average",
+    fid: Annotated[int, typer.Option(min=0, help="Surrogates whose FID is taken; 0 skips it.")] = 0,
+    edits: Annotated[int, typer.Option(min=0, help="Faces edited per attribute; 0 skips it.")] = 0,
+    speed: Annotated[str, typer.Option(help="Batches that every method is timed with, or none.")] = "none",
+    plot_folder: Annotated[
+        Path | None, typer.Option(help="Folder for the optimisers' curves (needs facecrowd[plots]).")
+    ] = None,
+    encoder: Encoder = None,
+    work: WorkFolder = None,
+    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    models: ModelsFolder = None,
+    json_file: JsonFile = None,
+) -> None:
+    """How well the generator shows faces, and how well its surrogates hide people. A killed run goes on."""
+    from facecrowd.jobs import evaluate_generator as evaluation
+    from facecrowd.jobs.labelled import CACHE
+    from facecrowd.jobs.labelled import faces as faces_of
+    from facecrowd.jobs.renditions import SHIPPED_ENCODER, WORK, Networks
+
+    if plot_folder is not None:
+        evaluation.can_plot()
+    order = evaluation.Order(
+        faces=faces,
+        search=_numbers("--search", search),
+        size=size,  # type: ignore[arg-type]
+        optimisers=optimisers,
+        optimiser_steps=optimiser_steps,
+        reidentify=_numbers("--reidentify", reidentify),
+        recognisers=evaluation.RECOGNISERS if recognisers == "all" else tuple(recognisers.split(",")),
+        variants=variants,
+        compare=compare,
+        altered=tuple(altered.split(",")),
+        fid=fid,
+        edits=edits,
+        speed=_numbers("--speed", speed),
+        work=work or WORK,
+    )
+    networks = Networks(encoder or SHIPPED_ENCODER, models)
+    found = evaluation.evaluate(
+        networks, faces_of(data, table, cache or CACHE, models, Progress().say), order, Progress().say
+    )
+    evaluation.show(found)
+    if plot_folder is not None and "optimisers" in found:
+        print(f"plot: {evaluation.plot(found['optimisers'], plot_folder)}")
+    _write_json(json_file, found)
+
+
+@app.command(epilog="Example: `facecrowd sheet --data photos --output sheet.png --rows 6`")
+@speaking
+def sheet(
+    data: DataFolder,
+    output: Annotated[Path, typer.Option(help="The picture to write: .png or .jpg.")],
+    rows: Annotated[int, typer.Option(min=1, help="People, one face of each.")] = 6,
+    columns: Annotated[
+        str,
+        typer.Option(help="original, reconstruction, deepblur:SIGMA, k-same[:K], inpaint or inpaint:average."),
+    ] = "original,reconstruction,deepblur:0.5,deepblur:1,deepblur:2,deepblur:5,deepblur:100,k-same,inpaint",
+    k: Annotated[int, typer.Option(min=2, help="People in a class of k-same.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the latent searches.")] = 10,
+    size: Annotated[int, typer.Option(help="Pixels at which a search compares: 128 or 256.")] = 128,
+    tile: Annotated[int, typer.Option(min=32, help="Side of a face on the sheet, in pixels.")] = 128,
+    encoder: Encoder = None,
+    work: WorkFolder = None,
+    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    models: ModelsFolder = None,
+) -> None:
+    """What each method makes of some people's faces, side by side in one picture."""
+    from facecrowd.jobs import sheet as sheets
+    from facecrowd.jobs.labelled import CACHE, faces
+    from facecrowd.jobs.renditions import SHIPPED_ENCODER, WORK, Networks
+
+    if size not in (128, 256):
+        raise configs.ConfigError(f"--size {size}: a search compares pictures at 128 or 256")
+    chosen = [column.strip() for column in columns.split(",")]
+    sheets.checked(output, chosen)
+    networks = Networks(encoder or SHIPPED_ENCODER, models)
+    say = Progress().say
+    found = faces(data, None, cache or CACHE, models, say)
+    picture = sheets.sheet(networks, found, rows, chosen, k, steps, size, tile, work or WORK, say)  # type: ignore[arg-type]
+    sheets.write(picture, output)
+    print(f"picture: {output}")
+
+
 # ---------------------------------------------------------------------------------------------------------- models
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from facecrowd.jobs.compare import compare, markdown
@@ -26,7 +25,7 @@ from facecrowd.stages.encode import encode
 FACES = Path(__file__).parent / "faces"
 """Synthetic people, made by ``python -m facecrowd.jobs.faceset``."""
 
-SHEET_PEOPLE, SHEET_TILE = 10, 128
+SHEET_PEOPLE = 10
 
 
 def settings(output: Path, method: str = "k-same") -> configs.ReleaseConfig:
@@ -77,6 +76,8 @@ def run_demo(output: Path, progress: Progress, methods: bool = False, sheet: Pat
 
 def contact_sheet(workspace: Path) -> bytes:
     """The first face of some people as a JPEG sheet: the original, then what each method released for it."""
+    from facecrowd.jobs.sheet import QUALITY, draw  # brings torch, which the demo does without
+
     folder = Folder(str(workspace))
     rows: dict[str, list[np.ndarray]] = {}
     for name in folder.child("releases").names():
@@ -91,18 +92,8 @@ def contact_sheet(workspace: Path) -> bytes:
             next(i for i, photo in enumerate(photos) if photo.startswith(f"{person}/") and status[i] == "ok")
             for person in people[::step][:SHEET_PEOPLE]
         ]
-        rows["original"] = [_tile(faces["crop"][i].as_py()) for i in chosen]
-        rows[record.config.method.name] = [_tile(rendered[i].as_py()) for i in chosen]
+        rows["original"] = [decode(faces["crop"][i].as_py()) for i in chosen]
+        rows[record.config.method.name] = [decode(rendered[i].as_py()) for i in chosen]
     order = ("original", *PIXEL_METHODS, "k-same")
-    sheet = np.vstack([np.hstack([_label(name), *rows[name]]) for name in order if name in rows])
-    return encode(sheet, 88)
-
-
-def _tile(image: bytes) -> np.ndarray:
-    return cv2.resize(decode(image), (SHEET_TILE, SHEET_TILE), interpolation=cv2.INTER_AREA)
-
-
-def _label(text: str) -> np.ndarray:
-    tile = np.full((SHEET_TILE, SHEET_TILE, 3), 255, np.uint8)
-    cv2.putText(tile, text, (8, SHEET_TILE // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (40, 40, 40), 1, cv2.LINE_AA)
-    return tile
+    names = [name for name in order if name in rows]
+    return encode(draw([rows[name] for name in names], left=names), QUALITY)
