@@ -526,7 +526,7 @@ def train_attributes(
 def train_heads(
     output: Annotated[Path, typer.Option(help="The heads to write (.safetensors).")],
     pictures: Annotated[int, typer.Option(min=16, help="Generated pictures to learn from.")] = 120,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps, for each head.")] = 1000,
     work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
     json_file: JsonFile = None,
 ) -> None:

@@ -127,23 +127,27 @@ class Head(nn.Module):
 
 
 class SmallHead(nn.Module):
-    """Features at half the size to a picture where the published network has no head: trained here (``train heads``)
-    against the down-sampled full picture. Modulation, three convolutions, one inverse wavelet.
+    """Features at half the size to a picture where the published network has no head: made here (``train heads``)
+    against the down-sampled full picture. A linear 3 x 3 convolution, solved by least squares, plus what a small
+    modulated network adds to it.
     """
 
     WIDTH = 64
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
+        self.linear = nn.Conv2d(inputs, 12, 3, padding=1)
         self.modulation = Modulation(inputs)
         self.mix = nn.Conv2d(inputs, self.WIDTH, 1)
         self.spread = nn.Conv2d(self.WIDTH, self.WIDTH, 3, padding=1)
+        self.gain = nn.Linear(STYLE, self.WIDTH)
         self.paint = nn.Conv2d(self.WIDTH, 12, 3, padding=1)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x (N, inputs, size/2, size/2) and w (N, 512) to (N, 3, size, size), RGB, about [-1, 1]."""
-        x = F.leaky_relu(self.mix(self.modulation(x, w)), SLOPE)
-        return inverse_haar(self.paint(F.leaky_relu(self.spread(x), SLOPE)))
+        more = F.leaky_relu(self.mix(self.modulation(x, w)), SLOPE)
+        more = F.leaky_relu(self.spread(more), SLOPE) * (1 + self.gain(w)[:, :, None, None])
+        return inverse_haar(self.linear(x) + self.paint(more))
 
 
 class MobileStyleGAN(nn.Module):
@@ -219,6 +223,13 @@ class MobileStyleGAN(nn.Module):
 def _tensors(path: Path | str) -> dict[str, Tensor]:
     with safe_open(str(path), framework="pt") as file:
         return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+
+
+def haar(x: Tensor) -> Tensor:
+    """The orthonormal 2-D Haar transform, of which ``inverse_haar`` is the inverse: (N, C, 2H, 2W) to (N, 4C, H, W)."""
+    one, two, three, four = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2)
+    details = torch.stack([one + two - three - four, one - two + three - four, one - two - three + four], dim=2)
+    return torch.cat([one + two + three + four, details.flatten(1, 2)], dim=1) / 2
 
 
 def inverse_haar(x: Tensor) -> Tensor:
