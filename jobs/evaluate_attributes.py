@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from facecrowd.jobs import train_attributes as recipes
 from facecrowd.jobs.labelled import Faces
-from facecrowd.pipeline.errors import InputError
+from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.stages.attributes import ATTRIBUTES, SHIPPED, Calibration, Descriptor, Predictor, pictures
 
 RESAMPLES = 1000
@@ -51,15 +51,15 @@ class Judgement:
 
 
 def accuracy(value: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(A,) share of faces named right. value, truth : (N, A) bool; weight : (N,)."""
-    return np.average(value == truth, axis=0, weights=weight)
+    """(..., A) share of faces named right. value, truth : (N, A) bool; weight : (..., N)."""
+    return (weight @ (value == truth).astype(float)) / weight.sum(axis=-1, keepdims=True)
 
 
 def balanced(value: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(A,) mean of the true-positive and the true-negative rate; NaN where an attribute has only one value."""
+    """(..., A) mean of the true-positive and the true-negative rate; NaN where an attribute has only one value."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        positive = (weight @ (value & truth)) / (weight @ truth)
-        negative = (weight @ (~value & ~truth)) / (weight @ ~truth)
+        positive = (weight @ (value & truth).astype(float)) / (weight @ truth.astype(float))
+        negative = (weight @ (~value & ~truth).astype(float)) / (weight @ (~truth).astype(float))
     return (positive + negative) / 2
 
 
@@ -81,8 +81,9 @@ def figures(judged: Judgement, seed: int = 0) -> dict[str, Any]:
     ones = np.ones(len(truth))
     people, person = np.unique(judged.faces.subject, return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), RESAMPLES)
-    weights = draws[:, person]
+    weights = draws[:, person].astype(float)
     common = truth.mean(axis=0) >= COMMON
+    varied = truth.any(axis=0) & ~truth.all(axis=0)
     found: dict[str, Any] = {
         "predictor": judged.name,
         "how": judged.how,
@@ -96,17 +97,17 @@ def figures(judged: Judgement, seed: int = 0) -> dict[str, Any]:
         scores = {"accuracy": accuracy, "balanced": balanced}
         for name, score in scores.items():
             mean = float(np.nanmean(score(value, truth, ones)))
-            spread = np.quantile([np.nanmean(score(value, truth, w)) for w in weights], (0.025, 0.975))
+            spread = np.quantile(np.nanmean(score(value, truth, weights), axis=1), (0.025, 0.975))
             found[f"{name}@{rule}"] = {"mean": mean, "low": float(spread[0]), "high": float(spread[1])}
         found[f"balanced>=0.60@{rule}"] = int((balanced(value, truth, ones)[common] >= 0.6).sum())
     value = p >= judged.threshold
     right, even = accuracy(value, truth, ones), balanced(value, truth, ones)
-    # One resampling serves all attributes, by the rule the pipeline uses.
-    spread = np.nanquantile([balanced(value, truth, w) for w in weights[:200]], (0.025, 0.975), axis=0)
-    thresholds = np.atleast_2d(judged.threshold).mean(axis=0)
+    spread = np.zeros((2, len(varied)))
+    spread[:, varied] = np.nanquantile(balanced(value, truth, weights)[:, varied], (0.025, 0.975), axis=0)
+    thresholds = np.atleast_2d(judged.threshold).mean(axis=0, dtype=float)
     rows, rates = [], {}
     for a, attribute in enumerate(ATTRIBUTES):
-        both = bool(truth[:, a].any() and not truth[:, a].all())
+        both = bool(varied[a])
         rows.append(
             {
                 "attribute": attribute,
@@ -171,8 +172,10 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Figures of shipped predictors on the test split, then of probe recipes by cross-validation.
 
-    Raises InputError when the faces have no labels, or none are of the test split.
+    Raises InputError when the faces have no labels, or none are of the test split; ConfigError on a kind that is none.
     """
+    if unknown := [kind for kind in kinds if kind not in recipes.PROBES]:
+        raise ConfigError(f"--probes {unknown[0]}: is none of {', '.join(recipes.PROBES)}")
     faces = faces.take(~np.isnan(faces.labels).any(axis=1))
     test = faces.of("test")
     if not len(test):
@@ -261,7 +264,7 @@ def throughput(
     rows = []
     for name in predictors:
         predictor = Predictor.load(name, models)
-        row: dict[str, Any] = {"predictor": name}
+        row: dict[str, Any] = {"predictor": predictor.name}
         torch.set_num_threads(1)
         row["fp32, 1 thread"] = _rate(lambda p=predictor: p.predict(crops), len(crops))  # type: ignore[misc]
         with torch.autocast("cpu", torch.bfloat16):
