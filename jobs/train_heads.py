@@ -24,7 +24,7 @@ from facecrowd.jobs import training
 from facecrowd.stages import models
 from facecrowd.stages.networks.mobilestylegan import CHANNELS, FULL, ROWS, STYLE, MobileStyleGAN, SmallHead, haar
 
-SIZES = (256, 128)
+SIZES = (256,)
 SEED = 20261120
 HELD = 16
 PATCH = 32
