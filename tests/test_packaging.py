@@ -60,8 +60,19 @@ def test_data_that_packages_need_is_declared() -> None:
     assert "py.typed" in data["*"]
     for package, patterns in data.items():
         folder = ROOT / package.removeprefix("facecrowd.").replace(".", "/")
-        for pattern in patterns if package == "facecrowd.jobs" else []:
+        for pattern in patterns if package != "*" else []:
             assert any(map(os.path.isfile, glob.glob(f"{folder}/{pattern}", recursive=True))), (package, pattern)
+
+
+def test_every_weights_file_has_a_model_card_that_states_its_terms_and_every_card_its_file() -> None:
+    folder = ROOT / "stages" / "weights"
+    cards, files = ({file.stem for file in folder.glob(f"*.{end}")} for end in ("md", "safetensors"))
+    assert cards == files
+    assert {file.suffix for file in folder.iterdir() if file.is_file()} <= {".md", ".safetensors", ".py", ".typed"}
+    for card in folder.glob("*.md"):
+        text = card.read_text(encoding="utf-8")
+        assert text.startswith(f"# {card.stem}\n"), card
+        assert "non-commercial research only" in text.lower(), card
 
 
 def test_the_console_script_is_installed() -> None:

@@ -38,7 +38,8 @@ from facecrowd.stages.networks.googlenet import GoogLeNet
 
 PEOPLE = Path(__file__).resolve().parents[2] / "jobs" / "faces"
 NEEDS = {STEER: "arcface-mobilefacenet", JUDGE: "bisenet"}
-WEIGHTS = sorted(Path(str(resources.files("facecrowd.stages.weights"))).glob("*.safetensors"))
+FOLDER = Path(str(resources.files("facecrowd.stages.weights")))
+WEIGHTS = [FOLDER / f"{name}.safetensors" for name in SHIPPED]
 BUDGET = 15e6
 """Bytes of one file: GoogLeNet's 6 million weights take 12 MB in 16 bits, the forests are to stay below 8 MB."""
 
@@ -342,8 +343,7 @@ def test_steer_and_judge_share_neither_backbone_nor_split_and_none_saw_the_test(
         assert "test" not in about(file.stem)["splits"], file
 
 
-def test_what_is_shipped_has_a_name_and_keeps_to_its_budget():
-    assert {STEER, JUDGE} <= {file.stem for file in WEIGHTS} <= set(SHIPPED)
+def test_what_is_shipped_is_there_and_keeps_to_its_budget():
     for file in WEIGHTS:
         assert file.stat().st_size < (8e6 if "forest" in file.stem else BUDGET), file
 
@@ -357,6 +357,18 @@ def test_the_metadata_of_what_is_shipped_names_no_person_path_or_place():
             *("kind", "attributes", "splits", "faces", "subjects", "note"),
             *("backbone", "backbone_sha256", "side"),
         }
+
+
+def test_the_card_of_a_predictor_says_whom_it_learned_from():
+    for file in WEIGHTS:
+        said, card = about(file.stem), " ".join(file.with_suffix(".md").read_text(encoding="utf-8").split())
+        learned = f"learned from **{'+'.join(said['splits'])}**: {said['faces']:,} faces of {said['subjects']} people"
+        assert learned in card, file.stem
+        assert "facecrowd train attributes" in card
+
+
+def test_the_shipped_forests_go_with_the_shipped_googlenet():
+    assert Predictor.load("googlenet-forest").predict([np.zeros((64, 64, 3), np.uint8)]).shape == (1, 40)
 
 
 def test_backbones_of_what_is_shipped_are_the_registry_s(weights):
