@@ -5,8 +5,8 @@ latent found by a search (``inversion``) and g the Gaussian of equation 1, the f
 
 Departures, both because of the generator: what is filtered is w less the mean latent (filtered as it is, this
 generator's w turns the picture grey at once), and beyond its edges the array continues with zeros, that is, with the
-mean latent. So a wider kernel leaves less of the person everywhere, and nothing at all in the limit: the average face.
-Mirrored edges, which keep the array's mean, would leave the first and the last rows as they are at any sigma.
+mean latent. So a wider kernel leaves less of the person everywhere, and nothing in the limit: the average face. Mirrored
+edges would keep the array's mean, a number of the person's own, at any sigma.
 
 Privacy is measured, never promised: the picture still depends on the person.
 """

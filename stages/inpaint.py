@@ -99,7 +99,7 @@ def composite(context: np.ndarray, face: np.ndarray) -> np.ndarray:
 
 
 def draw(networks: Networks, key: RunKey, face_id: str | bytes) -> Tensor:
-    """The drawn identity: (23, 512), a random face of the generator in ``DRAWN_ROWS``, the mean latent in the others."""
+    """The drawn identity, w+ (23, 512): a random face of the generator in ``DRAWN_ROWS``, else the mean latent."""
     generator = networks.generator
     z = torch.from_numpy(key.generator("inpaint", face_id).standard_normal((1, STYLE), dtype=np.float32))
     with torch.no_grad():
@@ -126,7 +126,7 @@ def inpaint(
     generator, mean = networks.generator, networks.space.mean
     device = mean.device
     fill = render(networks, mean.expand(1, ROWS, -1), size)[0]
-    contexts = [conceal(_resize(crop, size, region(crop.shape[0])[0]), fill) for crop in crops]
+    contexts = [_context(crop, fill) for crop in crops]
     x = pictures(contexts, look_size).to(device)
     start = networks.start(x) if drawn is None else drawn.to(device)
     visible = cv2.resize((~region(size)[0]).astype(np.float32), (look_size, look_size), interpolation=cv2.INTER_AREA)
@@ -147,13 +147,13 @@ def inpaint(
     return np.stack([composite(context, face) for context, face in zip(contexts, faces, strict=True)])
 
 
-def _resize(crop: np.ndarray, size: int, hidden: np.ndarray) -> np.ndarray:
-    if crop.shape[0] == size:
-        return crop
-    # The face is blanked first: resizing would carry it over the edge of the hidden region.
-    blank = np.where(hidden[..., None], np.uint8(128), crop)
-    how = cv2.INTER_AREA if crop.shape[0] > size else cv2.INTER_LINEAR
-    return cv2.resize(blank, (size, size), interpolation=how)
+def _context(crop: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    side, size = crop.shape[0], fill.shape[0]
+    if side != size:
+        # Before the crop is resized, which would carry the face over the edge of the hidden region.
+        crop = conceal(crop, cv2.resize(fill, (side, side), interpolation=cv2.INTER_AREA))
+        crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+    return conceal(crop, fill)
 
 
 class Inpaint(Stage):

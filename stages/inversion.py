@@ -49,6 +49,9 @@ DEPTH = 3
 PATIENCE = 5
 """A face has converged when its loss fell by less than ``tolerance``, relatively, over so many steps."""
 
+NOTHING = 1e-3
+"""A loss below this is as good as none, and its falls are measured against this (an average face starts at about 1)."""
+
 SPREAD_DRAWS = 4096
 SPREAD_SEED = 20261121
 
@@ -179,7 +182,7 @@ def search(
         losses[step], seconds[step] = best_loss.cpu(), time.perf_counter() - began
         if step >= PATIENCE:
             fall = losses[step - PATIENCE] - losses[step]
-            converged |= fall < tolerance * losses[step - PATIENCE]
+            converged |= fall < tolerance * losses[step - PATIENCE].clamp(min=NOTHING)
     return Search(space.colour(best.view_as(z0)), losses, seconds, taken, converged)
 
 
