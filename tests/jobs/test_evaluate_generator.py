@@ -258,8 +258,8 @@ def test_speed_is_given_with_batch_threads_and_memory(figures: dict[str, Any]) -
 
 
 def test_the_peak_of_memory_is_what_a_batch_takes_for_a_moment() -> None:
-    _, small = evaluation.timed(lambda: np.ones(2**17), torch.device("cpu"))
     _, large = evaluation.timed(lambda: np.ones(2**25), torch.device("cpu"))  # 256 MiB
+    _, small = evaluation.timed(lambda: np.ones(2**17), torch.device("cpu"))
     if small is None or large is None:
         pytest.skip("the system does not tell")
     assert small < 64
@@ -278,3 +278,14 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
         evaluation.Order(reidentify=(1, 2))
     with pytest.raises(ConfigError, match="facecrowd train encoder"):
         Networks(tmp_path / "none.safetensors")
+
+
+def test_the_command_refuses_what_is_wrong_in_one_sentence(command: Any, photos: Path, tmp_path: Path) -> None:
+    wrong = command("evaluate", "generator", "--data", str(photos), "--search", "ten")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "facecrowd: --search ten: give whole numbers, as in 2,5,10, or none\n"
+    wrong = command(
+        "sheet", "--data", str(photos), "--output", str(tmp_path / "s.png"), "--columns", "original,blurred"
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("facecrowd: --columns: blurred is none of reconstruction")
