@@ -43,6 +43,9 @@ from facecrowd.stages.stage import Batch, Resources, Stage, live
 POOLED = (*edits.POSE, *edits.EXPRESSION, *edits.LIGHT)
 """What a variant takes from its class's pool."""
 
+KEPT = {"pose": edits.POSE, "expression": edits.EXPRESSION, "lighting": edits.LIGHT}
+"""What a surrogate can keep of one photo, by its readings. It then depends on more than its class."""
+
 
 @dataclass(frozen=True)
 class Surrogates:
@@ -74,17 +77,16 @@ Photos = dict[bytes, int]
 def shares(subjects: Sequence[Photos]) -> dict[bytes, float]:
     """How much each photo of a class weighs: 1 / subjects, shared evenly among a subject's photos.
 
-    Counts are divided by their greatest common divisor first, and sums are rounded once, so that neither the order of
-    anything nor doubling all photos of a subject changes a bit. In the order of the digests.
+    In the order of the digests, and every sum rounded once: neither the order of anything nor repeating all photos of a
+    subject changes a bit.
     """
     if not subjects or not all(subjects):
         raise ValueError("a class mean needs at least one subject, and at least one face of each")
     parts: dict[bytes, list[float]] = {}
     for photos in subjects:
-        common = math.gcd(*photos.values())
-        faces = sum(photos.values()) // common
+        faces = sum(photos.values())
         for photo, count in photos.items():
-            parts.setdefault(photo, []).append(count / common / faces / len(subjects))
+            parts.setdefault(photo, []).append(count / faces / len(subjects))
     return {photo: math.fsum(parts[photo]) for photo in sorted(parts)}
 
 
@@ -125,8 +127,20 @@ def follow(
     weight = share.double().cpu().numpy()
     values = pool[:, chosen].double().cpu().numpy()
     drawn = [quantile(values[:, i], weight, draws.random()) for i in range(len(chosen))]
+    return meet(latent, latent.new_tensor(drawn), chosen, directions, limit)
+
+
+def keep(latent: Tensor, own: Tensor, names: Sequence[str], directions: Directions, limit: float) -> Tensor:
+    """A latent (23, 512) with those of ``KEPT`` that ``names`` lists as the readings ``own`` (D,) of one photo."""
+    wanted = [name for what in names for name in KEPT[what] if name in directions.names]
+    chosen = directions.positions(wanted)
+    return meet(latent, own[chosen], chosen, directions, limit) if chosen else latent
+
+
+def meet(latent: Tensor, readings: Tensor, chosen: Sequence[int], directions: Directions, limit: float) -> Tensor:
+    """A latent (23, 512) moved along the directions ``chosen`` until they read ``readings``, cut at ``limit``."""
     most = limit * directions.scale[chosen]
-    wanted = torch.minimum(torch.maximum(latent.new_tensor(drawn), -most), most)
+    wanted = torch.minimum(torch.maximum(readings, -most), most)
     missing = wanted - directions.read(latent[None])[0, chosen]
     # A direction also moves what its neighbours read; with those effects solved for, all are met at once.
     basis = torch.zeros(len(chosen), len(directions.names), device=latent.device)
@@ -146,6 +160,7 @@ class Surrogate(Stage):
         class and crops and variants 0 … m - 1 are m faces around it
     wanted : optional, (40,) int8 in the predictor's order, 1 and 0 to be shown, -1 free, the same for the whole class;
         or a dict of attribute to bool
+    own : with ``keeping``, the crop of the one photo whose pose, expression or light the row's face keeps
 
     rendered : (size, size, 3) uint8 RGB; None in rows that are not ``ok``
     realised : (40,) int8, 1 the predictor sees what was wanted, 0 it does not, -1 nothing was wanted
@@ -173,12 +188,15 @@ class Surrogate(Stage):
         threads: int = 1,
         folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         resources: Resources | None = None,
+        keeping: Sequence[str] = (),
     ) -> None:
         """``limit``, ``steps`` and ``margin`` as in ``edits.realise``, which looks at ``look_size`` pixels.
 
+        keeping : of ``KEPT``, what each row's face keeps of its own photo
         at_once : pictures that go through a network together, always that many (``edits.pictures`` says why)
         """
         self.key, self.how, self.size, self.look_size = key, how or Surrogates(), size, look_size
+        self.keeping = tuple(keeping)
         self.limit, self.steps, self.margin = limit, steps, margin
         self.files = (encoder, predictor, directions)
         self.at_once, self.device, self.threads, self.folder = at_once, device, threads, folder
@@ -212,6 +230,10 @@ class Surrogate(Stage):
             try:
                 variant = batch["variant"][i] if "variant" in batch else None
                 latent = self.latent(batch["class_id"][i], variant, *members(batch["crops"][i]))
+                if self.keeping:
+                    directions = self.networks.directions
+                    own = directions.read(members([[batch["own"][i]]])[0])[0]
+                    latent = keep(latent, own, self.keeping, directions, self.how.limit)
                 if "wanted" in batch and batch["wanted"][i] is not None:
                     asked[i] = edits.wishes(batch["wanted"][i], predictor.attributes, 1)[0]
                 found[i] = latent

@@ -52,7 +52,11 @@ class Generator:
     def mapping(self, z: Tensor) -> Tensor:
         return self.mean_latent + z
 
+    def __init__(self) -> None:
+        self.batches: set[int] = set()
+
     def synthesis(self, w_plus: Tensor, size: int) -> Tensor:
+        self.batches.add(len(w_plus))
         picture = torch.sigmoid((w_plus - self.mean_latent).flatten(1) @ self.to_pixels).view(-1, 3, SIDE, SIDE)
         return torch.nn.functional.interpolate(picture, size=(size, size))
 
@@ -64,9 +68,11 @@ class Encoder:
 
     def __init__(self) -> None:
         self.seen = 0
+        self.batches: set[int] = set()
 
     def __call__(self, x: Tensor) -> Tensor:
         self.seen += len(x)
+        self.batches.add(len(x))
         return Generator.mean_latent + (x.flatten(1) @ self.to_latent).view(-1, ROWS, STYLE)
 
 
@@ -129,6 +135,17 @@ def test_repeating_all_photos_of_one_subject_changes_no_bit(stage, copies):
     np.testing.assert_array_equal(render(stage, more), render(stage, crops))
 
 
+def test_neither_order_nor_repeated_photos_change_a_bit_of_what_photos_weigh():
+    draws = np.random.default_rng(2)
+    subjects = [{bytes([p]): int(draws.integers(1, 4)) for p in draws.integers(0, 9, 4)} for _ in range(23)]
+    first = list(shares(subjects).items())
+    assert sum(weight for _, weight in first) == pytest.approx(1)
+    for copies in (1, 2, 3, 7):
+        other = [dict(reversed(subjects[i].items())) for i in draws.permutation(23)]
+        other[3] = {photo: copies * count for photo, count in other[3].items()}
+        assert list(shares(other).items()) == first
+
+
 def test_a_further_photo_of_a_subject_moves_him_and_not_his_weight():
     subjects = [{b"a": 1}, {b"b": 1, b"c": 1, b"d": 1}]
     assert shares(subjects) == pytest.approx({b"a": 1 / 2, b"b": 1 / 6, b"c": 1 / 6, b"d": 1 / 6})
@@ -189,6 +206,13 @@ def test_a_class_is_rendered_the_same_in_any_company(directions, at_once):
     alone = stage({"class_id": [1], "crops": [first], "variant": [0], "wanted": wanted[:1]})
     both = stage({"class_id": [2, 1], "crops": [second, first], "variant": [0, 0], "wanted": wanted[::-1]})
     np.testing.assert_array_equal(both["rendered"][1], alone["rendered"][0])
+
+
+def test_networks_always_see_equally_many_pictures_so_that_last_bits_cannot_depend_on_the_rest(directions):
+    stage = make(directions, at_once=4)
+    render(stage, people(1, (1, 2)), (0, 1, 2, 3, 4), wanted=[{"Male": True}] * 5)
+    assert stage.networks is not None
+    assert stage.networks.encoder.batches == stage.networks.generator.batches == {4}  # type: ignore[attr-defined]
 
 
 def test_the_jitter_leaves_attributes_pose_and_light_as_they_are(directions):
