@@ -10,6 +10,7 @@ from the mean latent; the coarse, middle and fine rows share most of their path,
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ class Translator(nn.Module):
         x = self.trunk(self.join(joined))
         shared = [
             style(x)[:, None].expand(-1, high - low, -1)
-            for style, low, high in zip(self.styles, GROUPS, GROUPS[1:], strict=True)
+            for style, (low, high) in zip(self.styles, itertools.pairwise(GROUPS), strict=True)
         ]
         own = torch.einsum("nk,rkd->nrd", self.narrow(x), self.rows)
         return self.mean + torch.cat(shared, dim=1) + own
