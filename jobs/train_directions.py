@@ -169,15 +169,16 @@ def choose_rows(effect: np.ndarray) -> np.ndarray:
     """
     groups = effect.shape[1]
     chosen = np.zeros((len(effect), 2), np.int64)
+    runs = [(low, high) for low in range(groups) for high in range(low + 1, groups + 1)]
     for d, by_group in enumerate(effect):
-        best = -np.inf
-        for low in range(groups):
-            for high in range(low + 1, groups + 1):
-                total = by_group[low:high].sum(axis=0)
-                others = np.sqrt(np.mean(np.delete(total, d) ** 2))
-                enough = total[d] >= ENOUGH * by_group[:, d].sum() or (low, high) == (0, groups)
-                if enough and total[d] / others > best:
-                    best, chosen[d] = total[d] / others, (EDGES[low], EDGES[high])
+        enough = ENOUGH * by_group[:, d].sum()
+        worth = {}
+        for low, high in sorted(runs, key=lambda run: run[1] - run[0]):
+            total = by_group[low:high].sum(axis=0)
+            if total[d] >= enough or high - low == groups:
+                worth[low, high] = total[d] / (np.sqrt(np.mean(np.delete(total, d) ** 2)) + 1e-6)
+        best = max(worth, key=lambda run: worth[run])
+        chosen[d] = EDGES[best[0]], EDGES[best[1]]
     return chosen
 
 
