@@ -4,9 +4,9 @@ Li and Choi: DeepBlur, A Simple and Effective Method for Natural Image Obfuscati
 latent found by a search (``inversion``) and g the Gaussian of equation 1, the face shown is that of g(w) (equation 2).
 
 Departures, both because of the generator: what is filtered is w less the mean latent (filtered as it is, this
-generator's w turns the picture grey at once), and beyond its edges the array continues with zeros, that is, with the
-mean latent. So a wider kernel leaves less of the person everywhere, and nothing in the limit: the average face. Mirrored
-edges would keep the array's mean, a number of the person's own, at any sigma.
+generator's w turns the picture grey at once), and beyond its edges the array continues with zeros, that is, the mean
+latent. So a wider kernel leaves less of the person everywhere, and nothing in the limit: the average face.
+Mirrored edges would keep the array's mean, a number of the person's own, at any sigma.
 
 Privacy is measured, never promised: the picture still depends on the person.
 """
@@ -161,7 +161,7 @@ def whole(batch: Batch, status: np.ndarray, reason: np.ndarray, stage: str) -> n
     """The live rows whose crop is one, (n,); the others are marked as failed. One bad crop then costs no other row."""
     for i in live({"status": status}):
         crop = batch["crop"][i]
-        shape = getattr(crop, "shape", ())
+        shape: tuple[int, ...] = getattr(crop, "shape", ())
         if len(shape) != 3 or shape[0] != shape[1] or shape[0] < 1 or shape[2] != 3 or crop.dtype != np.uint8:
             error = ValueError(f"a crop is (S, S, 3) uint8, not {shape or type(crop).__name__}")
             status[i], reason[i] = "failed", explain(stage, error)

@@ -6,8 +6,9 @@ context, and its face is put in, colour-matched along a faded rim.
 
     identity "average"   the baseline: where the context decides nothing, the pull to the mean latent does, and people
                          come out as relatives of the average face
-    identity "drawn"     the face is drawn by the run key and the face's id: a random face of the generator sets the
-                         rows of w+ that shape a face, is the search's start, and is what the search is held to
+    identity "drawn"     the run key and the face's id draw random faces of the generator. Half of the steps find the
+                         average's latent; to its rows that shape a face each draw adds how it differs from the mean
+                         latent; from the sum that disturbs the context least, and held to it, goes the other half
 
 Before anything looks at the crop its face region is overwritten by the average face, so the output is the same to the
 last bit whatever was there: the new face cannot depend on the old one. What is around the face is kept and shown (hair,
@@ -30,7 +31,7 @@ from torch import Tensor
 from facecrowd.stages.attributes import pictures
 from facecrowd.stages.batch import explain, outcomes
 from facecrowd.stages.deepblur import render, whole
-from facecrowd.stages.inversion import HOLD, PULL, SHIPPED_ENCODER, Networks, Size, Start, search
+from facecrowd.stages.inversion import HOLD, PULL, SHIPPED_ENCODER, Networks, Search, Size, Start, search
 from facecrowd.stages.networks.mobilestylegan import ROWS, SIZES, STYLE
 from facecrowd.stages.obscure import FACE_AXES, FACE_CENTRE
 from facecrowd.stages.runkey import RunKey
@@ -45,12 +46,14 @@ RIM = 1.3
 REACH = 0.06
 """Standard deviation of the colour match, as a share of the crop's side: how far the rim's difference is carried."""
 
-DRAWN_ROWS = slice(0, 10)
-"""Rows of w+ up to 32 pixels: shape of head and features. Those above set colour and light, as the context does."""
+DRAWN_ROWS = slice(2, 10)
+"""Rows of w+ at 8 to 32 pixels, which shape a face. Pose comes before them, colour and light after: the context's."""
+
+DRAWS = 4
 
 PSI = 0.7
 DRAWN_HOLD = 0.05
-"""Of the drawn identity: truncation of the draw, and the weight that holds the search to it."""
+"""Of the drawn identity: how many faces it is chosen from, their truncation, and the weight that holds the search."""
 
 Identity = Literal["average", "drawn"]
 
@@ -99,14 +102,14 @@ def composite(context: np.ndarray, face: np.ndarray) -> np.ndarray:
 
 
 def draw(networks: Networks, key: RunKey, face_id: str | bytes) -> Tensor:
-    """The drawn identity, w+ (23, 512): a random face of the generator in ``DRAWN_ROWS``, else the mean latent."""
-    generator = networks.generator
-    z = torch.from_numpy(key.generator("inpaint", face_id).standard_normal((1, STYLE), dtype=np.float32))
+    """What draws add to a latent, (4, 23, 512): in ``DRAWN_ROWS`` a random face less the mean latent, else 0."""
+    generator, mean = networks.generator, networks.space.mean
+    z = torch.from_numpy(key.generator("inpaint", face_id).standard_normal((DRAWS, STYLE), dtype=np.float32))
     with torch.no_grad():
-        w = generator.mapping(z.to(generator.mean_latent.device))
-        latent = generator.mean_latent.expand(ROWS, -1).clone()
-        latent[DRAWN_ROWS] = generator.truncate(w, PSI)[0, DRAWN_ROWS]
-    return latent
+        added = generator.truncate(generator.mapping(z.to(mean.device)), PSI) - mean
+    kept = torch.zeros_like(added)
+    kept[:, DRAWN_ROWS] = added[:, DRAWN_ROWS]
+    return kept
 
 
 def inpaint(
@@ -120,29 +123,36 @@ def inpaint(
     """New faces in the contexts of crops: (N, size, size, 3) uint8 RGB.
 
     crops : (S, S, 3) uint8 RGB in FFHQ's alignment; brought to ``size``
-    drawn : (N, 23, 512) identities by ``draw``; without, the baseline
-    steps : of the search, which compares at ``look_size`` pixels
+    drawn : (N, draws, 23, 512) by ``draw``; without, the baseline
+    steps : of the search, which compares at ``look_size`` pixels. Choosing among the draws costs one or two more
     """
-    generator, mean = networks.generator, networks.space.mean
-    device = mean.device
+    mean = networks.space.mean
     fill = render(networks, mean.expand(1, ROWS, -1), size)[0]
     contexts = [_context(crop, fill) for crop in crops]
-    x = pictures(contexts, look_size).to(device)
-    start = networks.start(x) if drawn is None else drawn.to(device)
+    x = pictures(contexts, look_size).to(mean.device)
     visible = cv2.resize((~region(size)[0]).astype(np.float32), (look_size, look_size), interpolation=cv2.INTER_AREA)
-    mask = torch.from_numpy((visible == 1).astype(np.float32)).to(device).expand(len(crops), 1, -1, -1)
-    found = search(
-        generator,
-        networks.backbone,
-        x,
-        start=start,
-        steps=steps,
-        size=look_size,
-        mask=mask,
-        pull=PULL if drawn is None else 0.0,
-        hold=HOLD if drawn is None else DRAWN_HOLD,
-        space=networks.space,
-    )
+    mask = torch.from_numpy((visible == 1).astype(np.float32)).to(mean.device).expand(len(crops), 1, -1, -1)
+
+    def look(start: Tensor | None, steps: int, pull: float = PULL, hold: float = HOLD) -> Search:
+        return search(
+            networks.generator,
+            networks.backbone,
+            x,
+            start=start,
+            steps=steps,
+            size=look_size,
+            mask=mask,
+            pull=pull,
+            hold=hold,
+            space=networks.space,
+        )
+
+    found = look(networks.start(x), steps if drawn is None else (steps + 1) // 2)
+    if drawn is not None:
+        sums = found.latent[:, None] + drawn.to(mean.device)
+        losses = torch.stack([look(sums[:, i], 0, 0.0).loss[0] for i in range(sums.shape[1])], dim=1)
+        best = losses.argmin(dim=1).to(mean.device)
+        found = look(sums[torch.arange(len(sums), device=mean.device), best], steps // 2, 0.0, DRAWN_HOLD)
     faces = render(networks, found.latent, size)
     return np.stack([composite(context, face) for context, face in zip(contexts, faces, strict=True)])
 
@@ -184,15 +194,13 @@ class Inpaint(Stage):
     ) -> None:
         """
         identity : see above; "drawn" draws from ``key`` by ``face_id``
-        start : of the baseline: the mean latent, or the encoder's guess for the crop with the average face in it
+        start : of the search: the mean latent, or the encoder's guess for the crop with the average face in it
         at_once : faces searched together; 1 is right on a CPU, and makes a face's result independent to the last bit
         """
         if identity not in ("average", "drawn"):
             raise ValueError(f"inpaint: identity is {identity!r}, but must be average or drawn")
         if identity == "drawn" and key is None:
             raise ValueError("inpaint: a drawn identity needs the run key, but none was given")
-        if identity == "drawn" and start != "mean":
-            raise ValueError("inpaint: a drawn identity is its own start; start is for the average")
         if size not in SIZES:
             raise ValueError(f"inpaint: size is {size}, but the generator makes {', '.join(map(str, SIZES))}")
         if steps < 1:

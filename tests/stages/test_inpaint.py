@@ -30,8 +30,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def networks(weights: Callable[[str], Path]) -> Networks:
     generator = MobileStyleGAN.load(weights("mobilestylegan-ffhq"))
-    if "128" not in generator.heads:
-        pytest.skip("the generator has no head for 128 pixels, and the whole network takes too long")
+    if min(map(int, generator.heads)) > 256:
+        pytest.skip("the generator has no head for small pictures, and the whole network takes too long")
     # A guess that sees the whole picture: were the face not hidden from it, it would carry the face over.
     spy = torch.randn(12, STYLE, generator=torch.Generator().manual_seed(14)) / 4
 
@@ -49,7 +49,7 @@ def crop(networks: Networks) -> np.ndarray:
 
 
 def run(networks: Networks, crops: list[np.ndarray], identity: Identity = "drawn", key: RunKey = KEY) -> list:
-    stage = Inpaint(identity, key, steps=3, start="encoder" if identity == "average" else "mean", size=128)
+    stage = Inpaint(identity, key, steps=2, start="encoder", size=128)
     stage.networks = networks
     out = stage({"crop": crops, "face_id": [f"face-{i}" for i in range(len(crops))]})
     assert list(out["status"]) == ["ok"] * len(crops), out["reason"]
@@ -87,7 +87,7 @@ def test_the_drawn_face_changes_with_the_key_and_the_context_stays(networks: Net
 def test_faces_of_one_key_are_drawn_apart_and_by_their_id(networks: Networks) -> None:
     a, b = (draw(networks, KEY, name) for name in ("a", "b"))
     assert torch.equal(a, draw(networks, KEY, "a"))
-    assert (a - b).norm() > 0.5 * (a - networks.space.mean).norm()
+    assert (a - b).norm() > 0.5 * a.norm()
 
 
 def test_hidden_region_holds_the_template_face_and_every_hidden_pixel_is_replaced() -> None:
@@ -133,5 +133,5 @@ def test_settings_that_make_no_sense_are_refused_before_work() -> None:
         Inpaint("drawn")
     with pytest.raises(ValueError, match="average or drawn"):
         Inpaint("random", KEY)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="its own start"):
-        Inpaint("drawn", KEY, start="encoder")
+    with pytest.raises(ValueError, match="at least 1"):
+        Inpaint("drawn", KEY, steps=0)

@@ -79,8 +79,8 @@ def pictures(generator: Any, count: int, seed: int = 5, size: int = 128) -> Tens
 @pytest.fixture(scope="module")
 def published(weights: Callable[[str], Path]) -> tuple[MobileStyleGAN, Lpips]:
     generator = MobileStyleGAN.load(weights("mobilestylegan-ffhq"))
-    if "128" not in generator.heads:
-        pytest.skip("the generator has no head for 128 pixels, and the whole network takes too long")
+    if min(map(int, generator.heads)) > 256:
+        pytest.skip("the generator has no head for small pictures, and the whole network takes too long")
     return generator, Lpips.load(weights("lpips-vgg16"))
 
 
@@ -193,7 +193,7 @@ def test_scaled_coordinates_lead_back_to_the_same_latent(toy: Any) -> None:
     [
         ({"pictures": torch.zeros(1, 3, 64, 65)}, "pictures must be"),
         ({"start": torch.zeros(1, 2, STYLE)}, "start must be"),
-        ({"steps": 0}, "at least 1"),
+        ({"steps": -1}, "not be negative"),
         ({"size": 200}, "128 or 256"),
         ({"optimiser": "newton"}, "one of lbfgs"),
         ({"mask": torch.ones(1, 1, 64, 64)}, "mask must be"),
