@@ -138,6 +138,7 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
     hashes = _hashes(link, count, planned) if config.output == "crop" else rendered_hashes(rendered, record.parts)
     seen = released_faces(planned, judged, count, hashes)
     used = [*model_rows(config, preflight.model_hashes(config.detect)), *predictors.rows()]
+    used += [asdict(network) for network in record.renderer]
     looked = what_was_looked_at(record, workspace, predictors)
     return audit(config, planned, seen, key, record.counts, images, used, looked)
 

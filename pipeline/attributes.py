@@ -52,6 +52,11 @@ class Predictor:
         """Equal digests speak alike."""
         return self.sha256, self.backbone_sha256
 
+    @property
+    def prior(self) -> tuple[float, ...]:
+        """(40,) share of positives it was trained on: logit(threshold) = logit(prior) / 2."""
+        return tuple(t**2 / (t**2 + (1 - t) ** 2) for t in self.threshold)
+
     def values(self, probabilities: np.ndarray, margin: float = 0.0) -> np.ndarray:
         """(N, 40) int8: 1 true, 0 false, -1 unknown: no probability (NaN), or one nearer to the threshold than
         ``margin``."""
@@ -150,6 +155,13 @@ def find(name: str, folder: str | None = None, download: bool = True) -> Predict
         Net.load(name, folder)  # what does not fit together is found before any work
     threshold = Calibration(**tensors).threshold
     return Predictor(name, models.sha256(file), backbone, digest, tuple(float(t) for t in threshold))
+
+
+def priors(name: str, wanted: Sequence[str], folder: str | None = None) -> dict[str, float]:
+    """Of those attributes that a predictor knows, how often each is true among those it was trained on."""
+    known = presets.predictable()
+    shares = find(name, folder).prior if set(wanted) & set(known) else ()
+    return {attribute: shares[known.index(attribute)] for attribute in wanted if attribute in known}
 
 
 # ------------------------------------------------------------------------------------------------------------ tables

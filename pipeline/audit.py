@@ -7,6 +7,7 @@ what one attack achieved on these data. Nothing in an audit leads to a source: c
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,21 @@ PROBES = 20_000
 
 GUARANTEE = (
     "At most 1/{k} per subject: whoever is shown a released face names the person behind it with probability at most "
-    "1/{k}, under a uniform prior over the class and without other knowledge. It holds because a released face is the "
-    "mean of its class's subjects and depends on nothing else."
+    "1/{k}, under a uniform prior over the class and without other knowledge. It holds because {why}."
+)
+AVERAGED = "a released face is the mean of its class's subjects and depends on nothing else"
+RENDERED = (
+    "a released face is rendered from the mean of its class's subjects, from the attributes that the whole class shows "
+    "and from draws of the run key, and depends on nothing else"
+)
+VARIANTS = (
+    "Each class shows up to {surrogates} faces, drawn around it by the run key; which of them stands for a photo is "
+    "drawn too, whoever is on it, so it says nothing of who within the class, and the bound is the same."
+)
+SELECTED = "All people of a class have the same {select}, which is released, and so no secret of the class."
+KEPT = (
+    "Measured only: every released face keeps {kept} of its own photo, so it depends on more than its class, and no "
+    "bound of 1/{k} covers what that tells of the person."
 )
 TILTED = (
     "Photo counts are other knowledge: the release shows how many photos its people have, and guessing the "
@@ -39,6 +53,16 @@ TILTED = (
 NO_GUARANTEE = (
     "No guarantee: this method alters each photo on its own, and what is left may still identify the person. "
     "The figures below are what the attacks named here achieved; others may achieve more."
+)
+DEEPBLUR = (
+    "No guarantee: a released face is rendered from the low-passed latent of its original (sigma {sigma:g}), and what "
+    "is left may still identify the person. The figures below are what the attacks named here achieved; others may "
+    "achieve more."
+)
+INPAINT = (
+    "No guarantee: the new face does not depend on the old one, which the search never sees, but hair, neck, clothes "
+    "and background are kept and may still identify the person. The figures below are what the attacks named here "
+    "achieved; others may achieve more."
 )
 PHOTO_OUTPUT = (
     "Measured only: in photo output the background, hair, clothes and placement of the original remain, so the bound "
@@ -94,7 +118,8 @@ def audit(
     images : images in the release; models : name, purpose, sha256 and licence of every model used; looked : what was
     predicted of the originals.
     """
-    formal = config.method.name == "k-same" and config.output == "crop" and plan.subjects.source != "clusters"
+    method = config.method
+    formal = method.of_class and not method.keep and config.output == "crop" and plan.subjects.source != "clusters"
     rows = released.row
     people = np.unique(plan.subject_id[rows].astype(str))
     # k, l and t are of the people who are released, with the values of all their photos; what an adversary gains from
@@ -106,7 +131,8 @@ def audit(
     )
     return {
         "schema": SCHEMA,
-        "method": config.method.name,
+        "method": method.name,
+        "rendering": _rendering(config),
         "output": config.output,
         "policy": config.public()["policy"],
         "met": all(r["met"] for r in requirements),
@@ -126,7 +152,7 @@ def audit(
             "released_faces": len(rows),
             "released_images": images,
             "distinct_faces": len(set(released.hashes.tolist())),
-            "not_released": dict(sorted(Counter(plan.status[plan.subject_id == ""].tolist()).items())),
+            "not_released": dict(sorted(Counter(np.delete(plan.status, plan.kept).tolist()).items())),
         },
         "classes": _classes(shown),
         "identity": _label(config, plan, rows),
@@ -146,9 +172,18 @@ def audit(
 
 
 def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, formal: bool) -> str:
-    if config.method.name in PIXEL_METHODS:
+    method, k = config.method, config.policy.k
+    if method.name in PIXEL_METHODS:
         return NO_GUARANTEE
-    parts = [GUARANTEE.format(k=config.policy.k)] if formal else []
+    if not method.of_class:
+        return INPAINT if method.name == "inpaint" else DEEPBLUR.format(sigma=method.latent_sigma)
+    parts = [GUARANTEE.format(k=k, why=RENDERED if method.generated else AVERAGED)] if formal else []
+    if formal and method.surrogates > 1:
+        parts.append(VARIANTS.format(surrogates=method.surrogates))
+    if formal and method.select:
+        parts.append(SELECTED.format(select=method.select))
+    if method.keep:
+        parts.append(KEPT.format(kept=_and(method.keep), k=k))
     effective = anonymity.effective_k(shown).value if shown is not None else 1.0
     if formal and effective < (config.policy.k or 1) - 1e-9:
         parts.append(TILTED.format(share=1 / effective, effective=effective))
@@ -157,6 +192,23 @@ def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, forma
     if plan.subjects.source == "clusters":
         parts.append(CLUSTERS.format(split=f"{plan.subjects.split_rate or 0:.1%}"))
     return " ".join(parts)
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _rendering(config: ReleaseConfig) -> dict[str, Any] | None:
+    """How k-same showed its classes; None for other methods."""
+    method = config.method
+    if not method.of_class:
+        return None
+    return {
+        "surrogate": method.surrogate,
+        "surrogates": method.surrogates,
+        "select": method.select,
+        "keep": list(method.keep),
+    }
 
 
 def _histogram(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram | None:
@@ -187,7 +239,7 @@ def _requirements(
             out.append({"name": "k", "asked": policy.k, "found": 1, "met": False, "kind": "formal", "note": note})
     else:
         kind = "formal" if formal else "of the released attributes only"
-        if config.method.name == "k-same" and not formal:
+        if config.method.of_class and not formal:
             kind = "measured"
         # l and t are of values that a network guessed, wherever the input did not bring them.
         steer = looked.predictors.steer if set(policy.sensitive) - set(looked.brought) else None
@@ -217,7 +269,9 @@ def _label(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> dict[str, Any
     if label == "none":
         return {"label": label, "gain": "nothing beyond the pixels"}
     if label == "class":
-        return {"label": label, "gain": "which faces share a class; k-same shows that anyway, by equal surrogates"}
+        equal = config.method.of_class and config.method.surrogates == 1 and not config.method.keep
+        known = "; k-same shows that anyway, by equal surrogates" if equal else ", which their pixels need not show"
+        return {"label": label, "gain": f"which faces share a class{known}"}
     people, faces = np.unique(plan.subject_id[rows].astype(str), return_counts=True)
     crowd = dict(zip(plan.subject_id[rows].astype(str), plan.class_id[rows], strict=True))
     alike = Counter((crowd[person], int(count)) for person, count in zip(people, faces, strict=True))

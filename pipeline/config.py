@@ -26,6 +26,17 @@ from facecrowd.pipeline.errors import ConfigError
 PIXEL_METHODS = ("blur", "pixelate", "mask", "noise")
 """The baselines: they alter each original on its own and guarantee nothing."""
 
+CLASS_METHODS = ("k-same", "k-same-select")
+"""Those that show a face of the whole class."""
+
+SURROGATE: Literal["latent", "average"] = "latent"
+"""What a class shows by default."""
+
+GENERATED_SIZES = (128, 256, 512, 1024)
+"""Sides of the pictures that the generator makes, in px."""
+
+Kept = Literal["pose", "expression", "lighting"]
+
 
 def option(default: Any, description: str, flag: str | None = None, private: bool = False, **limits: Any) -> Any:
     """A config field that is a flag too. ``private`` keeps it out of released configs."""
@@ -256,8 +267,26 @@ class TablePolicy(Policy):
 
 
 class Method(Section):
-    name: Literal["k-same", "blur", "pixelate", "mask", "noise"] = option(
+    name: Literal["k-same", "k-same-select", "deepblur", "inpaint", "blur", "pixelate", "mask", "noise"] = option(
         "k-same", "How a face is replaced.", flag="method"
+    )
+    surrogate: Literal["latent", "average"] = option(
+        SURROGATE,
+        "k-same: what a class shows: a generated face, at the mean of its people's latents, or the mean of pixels.",
+    )
+    surrogates: int = option(
+        1, "k-same: faces for each class; which of them stands for a photo, the run key draws.", ge=1
+    )
+    truncation: float = option(
+        1.0, "k-same: how far a class mean is from the generator's average face, 0 to 1 (psi).", ge=0, le=1
+    )
+    select: str | None = option(
+        None, "k-same-select: the attribute that all people of a class share, so that it survives."
+    )
+    keep: tuple[Kept, ...] = option(
+        (),
+        "k-same: what each face keeps of its own photo (pose, expression, lighting; comma-separated). The bound of "
+        "1/k then holds no longer.",
     )
     surrogates_per_subject: int | None = option(
         None,
@@ -265,12 +294,65 @@ class Method(Section):
         "each has photos).",
         ge=1,
     )
+    latent_sigma: float = option(
+        1.0, "deepblur: sigma of the low-pass on the latent, 0.5 (close) to 100 (the average face).", ge=0.5, le=100
+    )
+    search_steps: int = option(10, "deepblur, inpaint: steps of the latent search.", ge=0)
+    start: Literal["encoder", "mean"] = option(
+        "encoder", "deepblur: where the search starts: the encoder's guess or the average face.", flag="search-start"
+    )
     sigma: float = option(8.0, "blur: Gaussian sigma in px of a 256 px crop.", gt=0)
     blocks: int = option(12, "pixelate: blocks across the crop.", ge=1)
     mask: Literal["eyes", "face"] = option("eyes", "mask: what the black box covers.")
     gamma: float = option(0.5, "noise: share of pixels that are randomised.", ge=0, le=1)
     noise_sigma: float = option(64.0, "noise: standard deviation of the Gaussian, in grey levels of 255.", ge=0)
     invert: bool = option(True, "noise: randomised pixels become 255 - x plus noise instead of x plus noise.")
+
+    @property
+    def of_class(self) -> bool:
+        """Whether a face of the whole class is shown."""
+        return self.name in CLASS_METHODS
+
+    @property
+    def generated(self) -> bool:
+        """Whether the generator makes the faces."""
+        return self.name in ("deepblur", "inpaint") or (self.of_class and self.surrogate == "latent")
+
+    @model_validator(mode="before")
+    @classmethod
+    def keep_listed(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("keep"), str):
+            return {**data, "keep": [part.strip() for part in data["keep"].split(",") if part.strip()]}
+        return data
+
+    @model_validator(mode="after")
+    def fits_together(self) -> Method:
+        if (self.select is not None) != (self.name == "k-same-select"):
+            raise ValueError(
+                "k-same-select needs select, the attribute to cut classes within"
+                if self.select is None
+                else f"select is for k-same-select, and the method is {self.name}"
+            )
+        if self.surrogates > 1 or self.keep:
+            what = "keep" if self.keep else "surrogates"
+            if not self.of_class:
+                raise ValueError(f"{what} is for k-same; {self.name} shows no faces of classes")
+            if self.surrogate == "average":
+                raise ValueError(f"{what} needs surrogate: latent; a mean of pixels is one face")
+            if self.surrogates_per_subject:
+                raise ValueError(
+                    f"{what} and surrogates_per_subject contradict each other: copies of a face would show how many "
+                    "photos its person has"
+                )
+        if self.of_class and self.surrogate == "average" and self.truncation != 1:
+            raise ValueError("truncation needs surrogate: latent")
+        if len(set(self.keep)) < len(self.keep):
+            raise ValueError("keep names something twice")
+        if self.name == "inpaint" and self.search_steps < 1:
+            raise ValueError("search_steps: inpaint searches by at least 1 step")
+        if self.name == "deepblur" and self.search_steps < 1 and self.start == "mean":
+            raise ValueError("search_steps: without a step from the average face, every face would be the average face")
+        return self
 
 
 class Release(Section):
@@ -291,6 +373,12 @@ class Release(Section):
 class Compute(Section):
     micro_batch: int = option(64, "Photos per unit of work; a killed job repeats at most one per worker.", ge=1)
     cpus: int = option(0, "CPUs to use (0: all).", ge=0, private=True)
+    gpus_per_worker: float = option(
+        0.0,
+        "GPUs of each worker that renders, a fraction where several share one (0: render on the CPU).",
+        ge=0,
+        private=True,
+    )
     address: str = option("local", "Ray cluster to join ('auto', or ray://…); 'local' starts one here.", private=True)
 
 
@@ -311,11 +399,20 @@ class ReleaseConfig(Section):
 
     @model_validator(mode="after")
     def complete(self) -> ReleaseConfig:
-        if self.method.name == "k-same" and self.policy.k is None:
+        if self.method.of_class and self.policy.k is None:
             object.__setattr__(self, "policy", self.policy.model_copy(update={"k": 5}))
-        if self.method.surrogates_per_subject and (self.method.name != "k-same" or self.output != "crop"):
+        if self.method.select:
+            self._release_selected(self.method.select)
+        if self.method.generated and self.detect.crop_size not in GENERATED_SIZES:
+            sizes = ", ".join(map(str, GENERATED_SIZES))
+            raise ValueError(f"detect.crop_size {self.detect.crop_size}: the generator makes faces of {sizes} px")
+        if self.compute.gpus_per_worker and not self.method.generated:
+            raise ValueError(
+                f"compute.gpus_per_worker: {self.method.name} as it is asked for needs no GPU; leave it out"
+            )
+        if self.method.surrogates_per_subject and (not self.method.of_class or self.output != "crop"):
             raise ValueError("method.surrogates_per_subject is for k-same with output: crop; the others alter photos")
-        if self.release.identity == "class" and self.method.name != "k-same" and not self.policy.quasi_identifiers:
+        if self.release.identity == "class" and not self.method.of_class and not self.policy.quasi_identifiers:
             raise ValueError(
                 f"release.identity: class needs classes, and {self.method.name} without attributes forms none"
             )
@@ -327,6 +424,16 @@ class ReleaseConfig(Section):
         if not (self.input.attributes or _is_table(self.input.path)):
             self._can_be_predicted((*self.policy.quasi_identifiers, *self.policy.sensitive))
         return self
+
+    def _release_selected(self, name: str) -> None:
+        """What a class shares is shown by its faces, and so is released."""
+        if name in self.policy.sensitive:
+            raise ValueError(
+                f"method.select {name} is sensitive, and its value would be shown by every face of a class"
+            )
+        if name not in self.policy.quasi_identifiers:
+            names = (*self.policy.quasi_identifiers, name)
+            object.__setattr__(self, "policy", self.policy.model_copy(update={"quasi_identifiers": names}))
 
     def _can_be_predicted(self, names: tuple[str, ...]) -> None:
         """Of an input that brings no attributes: whether a predictor knows all that the policy names."""

@@ -5,6 +5,8 @@ they are asked: a policy that no partition can meet is refused before anything i
 face on its own: their classes are what the released attributes make them, and without released attributes there are
 none. One attribute vector per subject is released, the majority of their photos' values; for k-same, the majority of
 the class. Values that a predictor could not tell take no part; where there are no others, ``*`` is released.
+k-same-select cuts within one attribute's value, which all of a class then share; people whose value is unknown, or held
+by fewer than k, can be in no class and are left out, with a reason.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from facecrowd.privacy.attributes import ANY
 from facecrowd.privacy.classes import equivalence_classes, histogram, per_subject_majority
 from facecrowd.privacy.microaggregation import microaggregate
 from facecrowd.privacy.requirements import Requirements
+from facecrowd.stages.stage import OK
 
 NO_CLASS = -1
+SUPPRESSED = "suppressed"
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Plan:
 
     @property
     def kept(self) -> np.ndarray:
-        """The rows that have a subject, and so are released: (n,) int64."""
-        return np.flatnonzero(self.subject_id != "")
+        """The rows that have a subject and are not left out, and so are released: (n,) int64."""
+        return _kept(self.subjects)
 
     def part_columns(self, part: int) -> dict[str, Any]:
         """The rows of one part of the plan manifest."""
@@ -115,7 +119,7 @@ def load(
         class_id=plan["class_id"].to_numpy(),
         originals=_lookup(plan["originals"], (*config.policy.quasi_identifiers, *config.policy.sensitive)),
         released=_lookup(plan["released"], config.policy.quasi_identifiers),
-        images=_images(subjects.subject_id, config.method.surrogates_per_subject),
+        images=_images(subjects, config.method.surrogates_per_subject),
     )
 
 
@@ -159,6 +163,8 @@ def make(
     nobody = subjects.subject_id == ""
     for values in originals.values():
         values[nobody] = None
+    if config.method.select:
+        _leave_out(config, subjects, originals[config.method.select])
     class_id, released = _classes(config, subjects, embedding, originals)
     part = faces["part"].to_numpy()
     start = np.searchsorted(part, part)
@@ -172,14 +178,14 @@ def make(
         class_id=class_id,
         originals=originals,
         released=released,
-        images=_images(subjects.subject_id, config.method.surrogates_per_subject),
+        images=_images(subjects, config.method.surrogates_per_subject),
     )
 
 
 def _classes(
     config: ReleaseConfig, subjects: Subjects, embedding: np.ndarray, originals: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    rows = np.flatnonzero(subjects.subject_id != "")
+    rows = _kept(subjects)
     people, person = np.unique(subjects.subject_id[rows].astype(str), return_inverse=True)
     k = config.policy.k or 1
     if not len(rows):
@@ -190,10 +196,12 @@ def _classes(
     names = config.policy.quasi_identifiers
     quasi = {name: originals[name][rows] for name in names}
     shown: dict[str, np.ndarray] = {}
-    if config.method.name == "k-same":
+    if config.method.of_class:
         means = subject_means(embedding[rows], person, len(people))
         sensitive = {name: originals[name][rows] for name in config.policy.sensitive}
-        class_id[rows] = _partition(config.policy, k, means, person, sensitive)[person]
+        select = config.method.select
+        within = _majority(person, {select: quasi[select]})[select] if select else None
+        class_id[rows] = _partition(config.policy, k, means, person, sensitive, within)[person]
         if names:
             shown = _class_majority(class_id[rows], person, quasi)
     elif names:
@@ -217,21 +225,57 @@ def asked(policy: Policy) -> limits.Policy:
     )
 
 
+def _kept(subjects: Subjects) -> np.ndarray:
+    return np.flatnonzero((subjects.subject_id != "") & (subjects.status == OK))
+
+
+def _leave_out(config: ReleaseConfig, subjects: Subjects, values: np.ndarray) -> None:
+    """Suppress, in place, whoever k-same-select can put in no class. Raises PolicyError where they are too many."""
+    rows, name, k = _kept(subjects), config.method.select, config.policy.k
+    if not len(rows):
+        return
+    person = np.unique(subjects.subject_id[rows].astype(str), return_inverse=True)[1]
+    own = _majority(person, {"own": values[rows]})["own"].astype(str)
+    found, value, held = np.unique(own, return_inverse=True, return_counts=True)
+    few = (held < (k or 1)) | (found == ANY)
+    said = [
+        f"{name} is unknown of {count} people" if shown == ANY else f"{name} = {shown} is held by {count} people"
+        for shown, count in zip(found, held, strict=True)
+    ]
+    out = few[value]
+    if out.mean() > config.policy.max_suppression:
+        why = " and ".join(said[i] for i in np.flatnonzero(few))
+        raise PolicyError(
+            f"k-same-select cannot keep {name} with k = {k}: {why}, and leaving them out suppresses {out.mean():.1%} "
+            f"of the people (max_suppression {config.policy.max_suppression:g}); lower k, raise it or select another "
+            "attribute"
+        )
+    for at in np.flatnonzero(out[person]):
+        subjects.status[rows[at]] = SUPPRESSED
+        subjects.reason[rows[at]] = f"k-same-select: {said[value[person[at]]]}, fewer than can form a class"
+
+
 def _partition(
-    policy: Policy, k: int, means: np.ndarray, person: np.ndarray, sensitive: dict[str, np.ndarray]
+    policy: Policy,
+    k: int,
+    means: np.ndarray,
+    person: np.ndarray,
+    sensitive: dict[str, np.ndarray],
+    within: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The class of each subject, (people,), by k-same."""
+    """The class of each subject, (people,), by k-same; of subjects with one value of ``within`` only."""
+    within = None if within is None else within.astype(str)
     if not (policy.l or policy.t):
-        return microaggregate(means, k).ids
+        return microaggregate(means, k, within=within).ids
     # one class per person: its weights are the person's own, shared among the values of their photos
     table = histogram(person, class_ids=person, sensitive=_table(sensitive))
     needs = Requirements(table.values, table.reference, asked(policy))
-    return microaggregate(means, k, sensitive=table.weights.toarray(), requirements=needs).ids
+    return microaggregate(means, k, within=within, sensitive=table.weights.toarray(), requirements=needs).ids
 
 
-def _images(subject_id: np.ndarray, per_subject: int | None) -> np.ndarray:
+def _images(subjects: Subjects, per_subject: int | None) -> np.ndarray:
     """Images per row: one for every face of a subject, or ``per_subject`` of each, dealt out over its faces."""
-    rows = np.flatnonzero(subject_id != "")
+    rows, subject_id = _kept(subjects), subjects.subject_id
     images = np.zeros(len(subject_id), dtype=np.int64)
     if per_subject is None:
         images[rows] = 1

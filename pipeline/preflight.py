@@ -6,9 +6,10 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from facecrowd.pipeline import ray_data
+from facecrowd.pipeline import attributes, ray_data
 from facecrowd.pipeline.config import Compute, Detect, ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.photos import Photo
@@ -57,6 +58,100 @@ def models_line(config: Detect, hashes: dict[str, str]) -> str:
     missing = [names[role] for role, digest in hashes.items() if not digest]
     said = f"models: {config.detector} and {config.recogniser}, "
     return said + (f"not here yet and fetched first: {', '.join(missing)}" if missing else "hashes checked")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that renders, as it was found. ``sha256`` is empty where it has to be fetched first."""
+
+    name: str
+    purpose: str
+    sha256: str
+    licence: str
+
+
+SHIPPED_TERMS = f"facecrowd's own; made with MobileStyleGAN (FFHQ), for {models.NON_COMMERCIAL}"
+"""Of encoder, directions and image heads."""
+
+
+def renderer(config: ReleaseConfig, download: bool = True) -> tuple[Network, ...]:
+    """What renders a release by the generator; nothing for other methods. Networks that are missing are fetched.
+
+    Raises ModelError for what is missing, is not what its name says, or does not fit the rest.
+    """
+    method, folder = config.method, config.detect.models
+    if not method.generated:
+        return ()
+    # Only these methods spend the seconds that their networks take to import.
+    from facecrowd.stages import edits
+    from facecrowd.stages.networks import encoder, mobilestylegan
+
+    found = [_fetched("mobilestylegan-ffhq", "generator", folder, download)]
+    if mobilestylegan.SHIPPED_HEADS.exists():
+        found.append(_shipped(mobilestylegan.SHIPPED_HEADS, "image heads of the generator"))
+    if not method.of_class:
+        found.append(_fetched("lpips-vgg16", "loss of the latent search", folder, download))
+    if method.of_class or (method.name == "deepblur" and method.start == "encoder"):
+        if not encoder.SHIPPED.is_file():
+            raise models.ModelError(
+                f"the encoder's weights ({encoder.SHIPPED.name}) are not installed; train them: facecrowd train encoder"
+            )
+        found.append(_shipped(encoder.SHIPPED, "encoder of faces"))
+        found.append(_fetched(encoder.BACKBONE, "backbone of the encoder", folder, download))
+        if download:
+            encoder.Encoder.load(encoder.SHIPPED, folder)
+    if method.of_class:
+        edits.Directions.load(edits.SHIPPED_DIRECTIONS)
+        found.append(_shipped(edits.SHIPPED_DIRECTIONS, "attribute directions of the generator"))
+        name = steering(config)
+        predictor = attributes.find(name, folder, download)
+        found += [Network(**row) for row in predictor.rows(STEERING)]
+    return tuple(found)
+
+
+STEERING = "attribute predictor of the renderer"
+
+
+def steering(config: ReleaseConfig) -> str:
+    """The predictor by which the attributes of surrogates are realised: that of the originals, never the judge."""
+    from facecrowd.stages.attributes import STEER
+
+    named = config.attributes.predictor
+    return STEER if named in ("auto", "none") else named
+
+
+def judged_by_another(networks: Sequence[Network], judge: attributes.Predictor | None) -> None:
+    """Refuse a judge that rendered what it would judge. Raises ConfigError."""
+    if judge and any(n.sha256 == judge.sha256 for n in networks if n.purpose == STEERING):
+        raise ConfigError(
+            f"attributes.judge: {judge.name} steers the rendering, and would judge its own work; name another, or none"
+        )
+
+
+def _fetched(name: str, purpose: str, folder: str | None, download: bool) -> Network:
+    digest = ""
+    try:
+        digest = models.sha256(models.path(name, folder=folder, download=download))
+    except models.Unobtainable:
+        if download:
+            raise
+    return Network(name, purpose, digest, models.model(name).licence)
+
+
+def _shipped(file: Path, purpose: str) -> Network:
+    return Network(file.stem, purpose, models.sha256(file), SHIPPED_TERMS)
+
+
+def graphics(config: Compute) -> None:
+    """Refuse GPUs that this machine lacks; of a cluster it is not known here. Raises ConfigError."""
+    if not config.gpus_per_worker or config.address != "local":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"compute.gpus_per_worker {config.gpus_per_worker:g}: there is no GPU here that torch can use; leave it out"
+        )
 
 
 def room(config: ReleaseConfig, photos: Sequence[Photo]) -> None:

@@ -24,6 +24,7 @@ from facecrowd.pipeline.audit import Counts, Released, audit
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, InputError, LeakError, PolicyError, ReleaseError, StoreError
 from facecrowd.pipeline.photos import Listing, listing
+from facecrowd.pipeline.preflight import Network
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.schema import (
     FACES,
@@ -54,16 +55,21 @@ class Prepared:
     listing: Listing
     hashes: dict[str, str]
     predictors: Predictors
+    renderer: tuple[Network, ...] = ()
 
     def lines(self) -> list[str]:
         """What a dry run says."""
         c, photos = self.config, len(self.listing.photos)
         attributes = [self.predictors.line()] if self.predictors != Predictors() else []
+        missing = [n.name for n in self.renderer if not n.sha256]
+        fetched = f"; not here yet and fetched first: {', '.join(missing)}" if missing else ""
+        renderer = [f"rendered by {self.renderer[0].name}{fetched}"] if self.renderer else []
         named = "" if self.listing.subjects == "clusters" else f" ({self.listing.named_subjects()} people)"
         return [
             f"input: {photos} photos, subjects from {self.listing.subjects}{named}",
             f"method: {c.method.name}, k: {c.policy.k}, output: {c.output}",
             preflight.models_line(c.detect, self.hashes),
+            *renderer,
             *attributes,
             f"release: {c.release.path}, workspace: {c.workspace_path}",
             "everything checked; nothing was written",
@@ -112,7 +118,10 @@ def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
         )
     hashes = preflight.model_hashes(config.detect, download=not dry)
     speakers = attributes.predictors(config.attributes, config.policy, found.brought, config.detect.models, not dry)
-    prepared = Prepared(config, found, hashes, speakers)
+    preflight.graphics(config.compute)
+    renderer = preflight.renderer(config, download=not dry)
+    preflight.judged_by_another(renderer, speakers.judge)
+    prepared = Prepared(config, found, hashes, speakers, renderer)
     _apart(prepared)
     preflight.room(config, found.photos)
     if dry:
@@ -201,8 +210,9 @@ class _Run:
         policy = c.policy.model_dump()
         people = (c.input.cluster_threshold, c.input.same_person)
         predicted = (self.prepared.listing.brought, c.attributes.unknown_margin)
-        plan = fingerprint(faces, policy, c.method.name, self.prepared.listing.subjects, *people, *predicted)
-        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality, judge)
+        method = (c.method.name, c.method.select)
+        plan = fingerprint(faces, policy, *method, self.prepared.listing.subjects, *people, *predicted)
+        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality, judge, self._renderer)
         return {
             "photos": photos,
             "faces": faces,
@@ -218,6 +228,11 @@ class _Run:
         speakers = self.prepared.predictors
         return [p.digest if p else None for p in (speakers.steer, speakers.judge)]
 
+    @property
+    def _renderer(self) -> list[tuple[str, str]]:
+        """What tells the networks that render from others."""
+        return [(network.name, network.sha256) for network in self.prepared.renderer]
+
     def _place(self) -> str:
         """Where the release goes, however the path was written."""
         target = self.prepared.target
@@ -231,7 +246,7 @@ class _Run:
         told = {name: value for name, value in self.config.public().items() if name != "compute"}
         told["release"] = {"identity": self.config.release.identity, "quality": self.config.release.quality}
         photos = [(p.photo, p.bytes, p.subject, p.attributes) for p in self.prepared.listing.photos]
-        return fingerprint("release", told, photos, self._digests)
+        return fingerprint("release", told, photos, self._digests, self._renderer)
 
     def token(self, purpose: str, name: str, length: int) -> str:
         """A random name in this release alone."""
@@ -355,7 +370,7 @@ class _Run:
                 members.write(part, plan.members_columns(part, steps.CLASSES_PER_PART))
 
         self._table(written, self.batches, write_plan)
-        if self.config.method.name == "k-same":
+        if self.config.method.of_class:
             self._table(members, self._member_parts(plan), write_members)
         self.progress.say(
             f"plan: {plan.subjects.count} subjects, {plan.classes} classes, {len(plan.kept)} faces to release, "
@@ -376,19 +391,18 @@ class _Run:
         judge = self._predictor("judge", "rendered")
         # In photo output what is judged is the photo, below.
         of_crops, of_photos = (judge, None) if c.output == "crop" else (None, judge)
-        if c.method.name == "k-same":
+        if c.method.of_class:
             surrogates = self.parts(SURROGATES, "rendered")
-            average = ray_data.Step(
-                "average",
-                steps.MemberSource(self.parts(MEMBERS, "plan"), faces),
-                steps.average_stages(c.detect, c.release.quality, of_crops),
-                steps.SurrogateSink(surrogates),
-            )
-            self._table(surrogates, self._member_parts(planned), self._on_ray(average))
-            source = steps.SurrogateSource(plan, surrogates)
+            classes = self._surrogates(of_crops, steps.SurrogateSink(surrogates))
+            self._table(surrogates, self._member_parts(planned), self._on_ray(classes))
+            own = bool(c.method.keep)
+            source = steps.SurrogateSource(plan, surrogates, self.key, c.method.surrogates, own)
         else:
             source = steps.CropSource(plan, faces)
-            stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key, of_crops)
+            if c.method.generated:
+                stages = steps.search_stages(self._rendering(), c.detect, c.release.quality, of_crops)
+            else:
+                stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key, of_crops)
         step = ray_data.Step("render", source, stages, steps.RenderedSink(rendered, c.detect.crop_size))
         self._table(rendered, self.batches, self._on_ray(step))
         if c.output == "photo":
@@ -396,7 +410,7 @@ class _Run:
             blend = ray_data.Step(
                 "blend",
                 steps.BlendSource(self.parts(PHOTOS, "photos"), faces, rendered),
-                steps.blend_stages(c.detect, c.release.quality),
+                steps.blend_stages(c.detect, c.release.quality, match_colour=c.method.generated),
                 steps.PhotoSink(photos),
             )
             self._table(photos, self.batches, self._on_ray(blend))
@@ -418,6 +432,30 @@ class _Run:
                 steps.LookSink(originals),
             )
             self._table(originals, self.batches, self._on_ray(look))
+
+    def _surrogates(self, judge: str | None, sink: ray_data.Sink) -> ray_data.Step:
+        """The faces of the classes, each made once."""
+        c = self.config
+        classes = steps.MemberSource(self.parts(MEMBERS, "plan"), self.parts(FACES, "faces"))
+        if not c.method.generated:
+            return ray_data.Step("average", classes, steps.average_stages(c.detect, c.release.quality, judge), sink)
+        source = steps.LatentSource(
+            classes,
+            self.parts(PLAN, "plan"),
+            self.key,
+            c.method.surrogates,
+            own=bool(c.method.keep),
+            priors=attributes.priors(preflight.steering(c), c.policy.quasi_identifiers, c.detect.models),
+        )
+        stages = steps.latent_stages(self._rendering(), c.detect, c.release.quality, judge)
+        return ray_data.Step("surrogates", source, stages, sink)
+
+    def _rendering(self) -> steps.Rendering:
+        c = self.config
+        steering = preflight.steering(c) if c.method.of_class else None
+        return steps.Rendering(
+            c.method, self.key, c.detect.crop_size, c.detect.models, steering, c.compute.gpus_per_worker
+        )
 
     # ---------------------------------------------------------------------------------------------------- publish
 
@@ -454,6 +492,7 @@ class _Run:
             plan.subjects.split_rate,
             plan.subjects.merged,
             self.prepared.listing.brought,
+            self.prepared.renderer,
         )
         record.write(self.workspace.folder, self._record())
         with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
@@ -471,6 +510,7 @@ class _Run:
                 rendered_hashes(self.parts(RENDERED, "rendered"), self.batches),
             ).repeated(plan.images)
             used = [*model_rows(config, self.prepared.hashes), *self.prepared.predictors.rows()]
+            used += [asdict(network) for network in self.prepared.renderer]
             looked = what_was_looked_at(record, self.workspace, self.prepared.predictors)
             report = audit(config, plan, seen, self.key, counts, len(publication.rows), used, looked)
             # Whatever the scan finds stops the publication, so a report that is read lists none.
@@ -489,7 +529,7 @@ class _Run:
                 self._originals(),
                 owners={name: str(plan.subject_id[row]) for row in plan.kept for name in names.get(ids[row], [])},
             )
-            if config.method.name == "k-same":
+            if config.method.of_class:
                 surrogates = self.parts(SURROGATES, "rendered").read_all(
                     self._member_parts(plan), ["class_id", "embedding"]
                 )
@@ -558,7 +598,7 @@ class _Run:
 
     def _warn_of_others(self, plan: planning.Plan) -> None:
         """Say what intersecting this release with others of the same people would leave of their crowds."""
-        if self.config.method.name != "k-same":
+        if not self.config.method.of_class:
             return
         paths: dict[str, list[int]] = {}
         for subject, class_id in zip(plan.subject_id[plan.kept], plan.class_id[plan.kept], strict=True):
@@ -567,7 +607,7 @@ class _Run:
         folder = self.workspace.folder.child("releases")
         for name in folder.names():
             record = Record.read(folder, name)
-            if not record.card or record.config.method.name != "k-same" or record.runs["plan"] == self.names["plan"]:
+            if not record.card or not record.config.method.of_class or record.runs["plan"] == self.names["plan"]:
                 continue
             others += 1
             rows = self.workspace.parts(PLAN, record.runs["plan"]).read_all(record.parts, ["subject_id", "class_id"])
@@ -614,17 +654,22 @@ class Record:
     split_rate: float | None
     merged: int
     brought: tuple[str, ...] = ()
+    renderer: tuple[Network, ...] = ()
 
     def write(self, folder: Folder, name: str) -> None:
         data = {**vars(self), "config": self.config.model_dump(mode="json"), "counts": asdict(self.counts)}
+        data["renderer"] = [asdict(network) for network in self.renderer]
         folder.write(json.dumps(data, indent=1).encode(), *name.split("/"))
 
     @classmethod
     def read(cls, folder: Folder, name: str) -> Record:
         data = json.loads(folder.read(*name.split("/")))
         config = ReleaseConfig.model_validate(data.pop("config"))
-        brought = tuple(data.get("brought", ()))
-        return cls(**{**data, "config": config, "counts": Counts(**data["counts"]), "brought": brought})
+        listed = {
+            "brought": tuple(data.get("brought", ())),
+            "renderer": tuple(Network(**row) for row in data.get("renderer", ())),
+        }
+        return cls(**{**data, **listed, "config": config, "counts": Counts(**data["counts"])})
 
     @classmethod
     def of(cls, folder: Folder, card: str) -> Record:
@@ -643,14 +688,14 @@ LONE = 0.98
 def lone_surrogates(plan: planning.Plan, surrogates: pa.Table) -> list[int]:
     """Classes whose surrogate the recogniser takes for an original of one of its members, as if never averaged.
 
-    surrogates : class_id and embedding of every class
+    surrogates : class_id and embedding of every surrogate
     """
     rows = plan.kept
     order = rows[np.argsort(plan.class_id[rows], kind="stable")]
     members = np.split(order, np.flatnonzero(np.diff(plan.class_id[order])) + 1)
-    faces = dict(zip(surrogates["class_id"].to_pylist(), steps.embedding_array(surrogates["embedding"]), strict=True))
-    of_class = {int(plan.class_id[of[0]]): of for of in members}
-    return [c for c, of in of_class.items() if float((plan.embedding[of] @ faces[c]).max()) >= LONE]
+    of_class = {int(plan.class_id[of[0]]): plan.embedding[of] for of in members}
+    faces = zip(surrogates["class_id"].to_pylist(), steps.embedding_array(surrogates["embedding"]), strict=True)
+    return sorted({c for c, face in faces if float((of_class[c] @ face).max()) >= LONE})
 
 
 def rendered_hashes(rendered: Parts, count: int) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 EMBEDDING_SIZE = 512
 ATTRIBUTES = 40
 
@@ -151,12 +151,15 @@ MEMBERS = Manifest(
 
 SURROGATES = Manifest(
     "surrogates",
-    "one class: the face that stands for all its members",
+    "one face that stands for a class, or for one face of it",
     (
         _RUN,
         Column("class_id", pa.int32(), "as in plan"),
+        Column("variant", pa.int32(), "0 … surrogates - 1: which of the class's faces"),
+        Column("face_id", pa.string(), "the one face it stands for, where keep lets it depend on that; else empty"),
         Column("subjects", pa.int32(), "people averaged"),
         Column("faces", pa.int32(), "faces averaged"),
+        *_STATUS,
         Column("image", pa.binary(), "the surrogate as released (JPEG)"),
         Column("detected", pa.bool_(), "whether the detector finds a face in it"),
         Column("embedding", _EMBEDDING, "unit vector of the recogniser"),

@@ -1,12 +1,16 @@
 """The steps of a release that touch pixels: for each, its source, its stages and its sink, all picklable.
 
 detect      photos → ReadPhotos, Detect, Align, [Attributes], Embed, Encode → faces
-average     members + crops → Average, Encode, Judge, [Attributes] → surrogates          (k-same)
-render      faces + plan (+ surrogates) → [DecodeCrop, Obscure, Encode, Judge, [Attributes]] → rendered
+surrogates  members + crops (+ plan) → Surrogate | Average, Encode, Judge, [Attributes] → surrogates   (k-same)
+render      faces + plan (+ surrogates) → [DecodeCrop, Obscure | DeepBlur | Inpaint, Encode, Judge, [Attributes]]
+            → rendered
 blend       photos + faces + rendered → ReadPhotos, Blend, Encode → rendered_photos      (output: photo)
 look        faces + plan → Attributes → originals                                        (where there is a judge)
 
-Attributes are inferred only where a predictor is named; its networks are imported only then.
+Attributes are inferred only where a predictor is named; its networks, and the generator's, are imported only then.
+
+On a GPU all stages of a step share one actor (``together``): it loads the generator once, and a picture goes from the
+generator to whatever alters it, to the encoder of files and to the judges without leaving the actor.
 """
 
 from __future__ import annotations
@@ -17,13 +21,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from facecrowd.pipeline.attributes import truth
 from facecrowd.pipeline.config import Detect as DetectConfig
 from facecrowd.pipeline.config import Method
 from facecrowd.pipeline.publish import read_images
 from facecrowd.pipeline.schema import ATTRIBUTES, EMBEDDING_SIZE
 from facecrowd.pipeline.storage import Folder, Parts
+from facecrowd.privacy.attributes import ANY
 from facecrowd.stages.align import Align
 from facecrowd.stages.average import Average
+from facecrowd.stages.batch import take
 from facecrowd.stages.blend import Blend
 from facecrowd.stages.decode import DecodeImages, ReadPhotos
 from facecrowd.stages.detect import Detect
@@ -32,7 +39,7 @@ from facecrowd.stages.encode import Encode
 from facecrowd.stages.judge import Judge
 from facecrowd.stages.obscure import Blur, Mask, Noise, Obscure, Pixelate
 from facecrowd.stages.runkey import RunKey
-from facecrowd.stages.stage import OK, Batch, Stage, rows
+from facecrowd.stages.stage import OK, Batch, Resources, Stage, rows
 
 CLASSES_PER_PART = 32
 IMAGES_PER_PART = 64
@@ -114,7 +121,13 @@ class MemberSource:
 
     def __call__(self, part: int) -> Batch:
         table = self.members.read(part)
-        crops = self._crops(table["part"].to_numpy(), table["row"].to_numpy())
+        batch = self.grouped(table, self.crops(table))
+        count = len(batch["class_id"])
+        return {**batch, "variant": [0] * count, "face_id": [""] * count}
+
+    @staticmethod
+    def grouped(table: pa.Table, crops: list[bytes]) -> Batch:
+        """A row for each class, with its members' crops by subject."""
         classes = table["class_id"].to_numpy()
         people = np.asarray(table["subject_id"].to_pylist(), dtype=object)
         ids = np.unique(classes)
@@ -129,7 +142,9 @@ class MemberSource:
             "faces": np.array([sum(len(s) for s in g) for g in grouped]),
         }
 
-    def _crops(self, parts: np.ndarray, rows: np.ndarray) -> list[bytes]:
+    def crops(self, table: pa.Table) -> list[bytes]:
+        """The crop of every row of members."""
+        parts, rows = table["part"].to_numpy(), table["row"].to_numpy()
         crops: list[bytes] = [b""] * len(parts)
         for part in np.unique(parts):
             where = np.flatnonzero(parts == part)
@@ -140,14 +155,142 @@ class MemberSource:
 
 
 @dataclass(frozen=True)
+class LatentSource:
+    """The classes of one part as rows to render: each of their variants, or with ``own`` each of their faces.
+
+    priors : released attribute → how often it is true anywhere; a value that a class leaves open (``*``) is drawn by it
+    """
+
+    classes: MemberSource
+    plan: Parts
+    key: RunKey
+    variants: int
+    own: bool
+    priors: dict[str, float]
+
+    def __call__(self, part: int) -> Batch:
+        table = self.classes.members.read(part)
+        crops = self.classes.crops(table)
+        face_id, released = self._planned(table["part"].to_numpy(), table["row"].to_numpy())
+        batch = self.classes.grouped(table, crops)
+        ids, class_of = np.unique(table["class_id"].to_numpy(), return_inverse=True)
+        first = np.unique(class_of, return_index=True)[1]
+        wanted = [self._wanted(int(c), released[at]) for c, at in zip(ids, first, strict=True)]
+        if self.own:
+            rows, more = class_of, {"face_id": face_id, "own": crops}
+            number = [variant_of(self.key, face, self.variants) for face in face_id]
+        else:
+            rows, more = np.repeat(np.arange(len(ids)), self.variants), {"face_id": [""] * (len(ids) * self.variants)}
+            number = list(range(self.variants)) * len(ids)
+        return {
+            **take(batch, rows),
+            **more,
+            "number": number,
+            # A single face is the class mean itself.
+            "variant": [None] * len(rows) if self.variants == 1 else number,
+            "wanted": [wanted[row] for row in rows],
+        }
+
+    def _planned(self, parts: np.ndarray, rows: np.ndarray) -> tuple[list[str], list[dict[str, str]]]:
+        face_id, released = [""] * len(parts), [dict[str, str]() for _ in parts]
+        for part in np.unique(parts):
+            where = np.flatnonzero(parts == part)
+            found = self.plan.read_rows(int(part), [int(r) for r in rows[where]], ["face_id", "released"])
+            for at, row in zip(where, found.to_pylist(), strict=True):
+                face_id[at], released[at] = row["face_id"], dict(row["released"])
+        return face_id, released
+
+    def _wanted(self, class_id: int, released: dict[str, str]) -> dict[str, bool]:
+        """What the faces of a class show: its released values, and draws for those it leaves open."""
+        shown = {}
+        for name, prior in self.priors.items():
+            value = int(truth([released.get(name)])[0])
+            if released.get(name) == ANY:
+                value = int(self.key.generator("open", f"{class_id}/{name}").random() < prior)
+            if value >= 0:
+                shown[name] = bool(value)
+        return shown
+
+
+def variant_of(key: RunKey, face_id: str, variants: int) -> int:
+    """Which of its class's faces stands for a face: drawn for it alone, whoever it shows and whatever they have."""
+    return int.from_bytes(key.digest("variant", face_id)[:8], "big") % variants
+
+
+@dataclass(frozen=True)
 class SurrogateSink:
     surrogates: Parts
 
     def __call__(self, part: int, batch: Batch) -> int:
-        names = ("class_id", "subjects", "faces", "image", "detected", "embedding")
+        names = ("class_id", "face_id", "subjects", "faces", "status", "reason")
+        ok = [s == OK for s in batch["status"]]
         return self.surrogates.write(
-            part, {**{name: batch[name] for name in names}, "attributes": _probabilities(batch)}
+            part,
+            {
+                **{name: batch[name] for name in names},
+                "variant": batch.get("number", batch["variant"]),
+                "image": _where(ok, batch["image"]),
+                "detected": [bool(d) if o else None for o, d in zip(ok, batch["detected"], strict=True)],
+                "embedding": _where(ok, batch["embedding"]),
+                "attributes": _probabilities(batch),
+            },
         )
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How the generator's stages are set up.
+
+    size : side of a face in px; steering : predictor by which attributes are realised; gpus : of each worker
+    """
+
+    method: Method
+    key: RunKey
+    size: int
+    folder: str | None
+    steering: str | None
+    gpus: float
+
+    @property
+    def at_once(self) -> int:
+        return GPU_AT_ONCE if self.gpus else 1
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+GPU_AT_ONCE = 16
+"""Faces that go through the generator together on a GPU; on a CPU more than one gains nothing."""
+
+
+def together(stages: tuple[Stage, ...], gpus: float) -> tuple[Stage, ...]:
+    """The stages as one group: neighbours with the same share of a GPU run in one actor, pixels never leaving it."""
+    for stage in stages:
+        stage.resources = Resources(stage.resources.cpus, gpus)
+    return stages
+
+
+def latent_stages(
+    rendering: Rendering, config: DetectConfig, quality: int, predictor: str | None = None
+) -> tuple[Stage, ...]:
+    from facecrowd.stages.edits import SHIPPED_DIRECTIONS
+    from facecrowd.stages.networks import encoder
+    from facecrowd.stages.surrogate import Surrogate, Surrogates
+
+    surrogate = Surrogate(
+        rendering.key,
+        Surrogates(psi=rendering.method.truncation),
+        size=rendering.size,
+        keeping=rendering.method.keep,
+        predictor=str(rendering.steering),
+        encoder=encoder.SHIPPED,
+        directions=SHIPPED_DIRECTIONS,
+        at_once=rendering.at_once,
+        device=rendering.device,
+        folder=rendering.folder,
+    )
+    return together((surrogate, Encode(column="rendered", quality=quality), *judges(config, predictor)), rendering.gpus)
 
 
 def average_stages(config: DetectConfig, quality: int, predictor: str | None = None) -> tuple[Stage, ...]:
@@ -179,10 +322,14 @@ def attributes(config: DetectConfig, predictor: str | None, column: str) -> tupl
 
 @dataclass(frozen=True)
 class SurrogateSource:
-    """Every planned face with its class's surrogate, already encoded and judged once per class."""
+    """Every planned face with its surrogate, already encoded and judged once: of its class, the variant drawn for it;
+    with ``own``, its own. A surrogate that failed takes its faces with it."""
 
     plan: Parts
     surrogates: Parts
+    key: RunKey
+    variants: int
+    own: bool
 
     def __call__(self, part: int) -> Batch:
         table = self.plan.read(part, ["face_id", "photo", "status", "reason", "class_id"])
@@ -191,14 +338,20 @@ class SurrogateSource:
         faces = Faces.empty(len(table))
         for shard in np.unique(classes[classes >= 0] // CLASSES_PER_PART):
             where = np.flatnonzero((classes >= 0) & (classes // CLASSES_PER_PART == shard))
-            wanted = np.unique(classes[where])
+            index = self.surrogates.read(int(shard), ["class_id", "variant", "face_id"])
+            at = {named: i for i, named in enumerate(zip(*(c.to_pylist() for c in index.columns), strict=True))}
+            place = np.array([at[self._named(int(classes[row]), batch["face_id"][row])] for row in where])
+            wanted = np.unique(place)
             found = self.surrogates.read_rows(
-                int(shard), [int(c) % CLASSES_PER_PART for c in wanted], ["class_id", *(f.name for f in fields(Faces))]
+                int(shard), wanted.tolist(), ["status", "reason", *(f.name for f in fields(Faces))]
             )
-            assert found["class_id"].to_pylist() == wanted.tolist()
-            for row in where:
-                faces.set(int(row), found, int(np.searchsorted(wanted, classes[row])))
+            for row, i in zip(where, np.searchsorted(wanted, place), strict=True):
+                faces.set(int(row), found, int(i))
+                batch["status"][row], batch["reason"][row] = found["status"][i].as_py(), found["reason"][i].as_py()
         return {**batch, **faces.columns()}
+
+    def _named(self, class_id: int, face_id: str) -> tuple[int, int, str]:
+        return class_id, variant_of(self.key, face_id, self.variants), face_id if self.own else ""
 
 
 @dataclass
@@ -281,6 +434,34 @@ def obscure_stages(
     )
 
 
+def search_stages(
+    rendering: Rendering, config: DetectConfig, quality: int, predictor: str | None = None
+) -> tuple[Stage, ...]:
+    """DeepBlur or inpainting."""
+    from facecrowd.stages.deepblur import DeepBlur
+    from facecrowd.stages.inpaint import Inpaint
+    from facecrowd.stages.networks import encoder
+
+    method = rendering.method
+    same: dict[str, Any] = {
+        "steps": method.search_steps,
+        "size": rendering.size,
+        "encoder": encoder.SHIPPED,
+        "at_once": rendering.at_once,
+        "device": rendering.device,
+        "folder": rendering.folder,
+    }
+    stage: Stage = (
+        DeepBlur(method.latent_sigma, start=method.start, **same)
+        if method.name == "deepblur"
+        else Inpaint("drawn", rendering.key, **same)
+    )
+    first = DecodeImages("crop_image", "crop")
+    return together(
+        (first, stage, Encode(column="rendered", quality=quality), *judges(config, predictor)), rendering.gpus
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- blend
 
 
@@ -331,11 +512,12 @@ class PhotoSink:
         )
 
 
-def blend_stages(config: DetectConfig, quality: int) -> tuple[Stage, ...]:
+def blend_stages(config: DetectConfig, quality: int, match_colour: bool = False) -> tuple[Stage, ...]:
+    """``match_colour`` where the generator made the faces: their light is its own."""
     return (
         ReadPhotos(max_pixels=config.max_pixels),
         DecodeImages("image", "rendered"),
-        Blend(key="path"),
+        Blend(key="path", match_colour=match_colour),
         Encode(column="blended", quality=quality),
     )
 

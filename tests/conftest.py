@@ -68,7 +68,8 @@ def photos(people: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def settings(photos: Path, model_folder: str | None) -> Callable[..., configs.ReleaseConfig]:
-    """``settings(output, **{"policy.k": 2})``: the config of a small release with many micro-batches."""
+    """``settings(output, **{"policy.k": 2})``: the config of a small release with many micro-batches. Classes show the
+    mean of pixels, which takes no generator: ``tests/pipeline/test_latent.py`` has the generated faces."""
 
     def make(output: Path | str, /, **changes: Any) -> configs.ReleaseConfig:
         values: dict[str, Any] = {
@@ -76,6 +77,7 @@ def settings(photos: Path, model_folder: str | None) -> Callable[..., configs.Re
             "release.path": str(output),
             "detect.models": model_folder,
             "policy.k": 3,
+            "method.surrogate": "average",
             "compute.micro_batch": 2,
             "compute.cpus": 2,
         }
@@ -90,7 +92,7 @@ def flags(photos: Path, model_folder: str | None) -> Callable[..., list[str]]:
 
     def make(output: Path | str, *more: str) -> list[str]:
         where = ["--models", model_folder] if model_folder else []
-        small = ["--k", "3", "--micro-batch", "2", "--cpus", "2"]
+        small = ["--k", "3", "--surrogate", "average", "--micro-batch", "2", "--cpus", "2"]
         return ["release", "--input", str(photos), "--output", str(output), *where, *small, *more]
 
     return make
