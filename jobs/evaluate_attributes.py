@@ -126,7 +126,6 @@ def figures(judged: Judgement, seed: int = 0) -> dict[str, Any]:
             rates[attribute] = {
                 "tpr": float(value[truth[:, a], a].mean()),
                 "tnr": float((~value[~truth[:, a], a]).mean()),
-                "prevalence": float(truth[:, a].mean()),
             }
     found["auc"] = float(np.mean([row["auc"] for row in rows if row["auc"] is not None]))
     found["ece"] = float(np.mean([row["ece"] for row in rows]))
