@@ -29,7 +29,10 @@ SHEET_PEOPLE = 10
 
 
 def settings(output: Path, method: str = "k-same") -> configs.ReleaseConfig:
-    """The demo's config: k-same with k = 5, l and t on the set's measured attributes; or a baseline. One workspace."""
+    """The demo's config: k-same in latent space with k = 5, l and t on the set's measured attributes; or a baseline.
+
+    One workspace for all.
+    """
     values: dict[str, Any] = {
         "input.path": str(FACES),
         "release.path": str(output / ("release" if method == "k-same" else f"release-{method}")),

@@ -155,6 +155,21 @@ def groups(stages: Sequence[Stage]) -> list[tuple[Stage, ...]]:
     return [tuple(members) for _, members in groupby(stages, key=lambda s: s.resources.gpus)] or [()]
 
 
+def pool(parts: int, cpus: float, cpus_each: float, gpus: float = 0.0, gpus_each: float = 0.0) -> int:
+    """As many workers as CPUs and GPUs carry, never more than there is work: an actor that finds no room waits forever.
+
+    Raises ConfigError where the cluster has not the GPU for a single one.
+    """
+    workers = max(1, min(parts, int(cpus // cpus_each)))
+    if not gpus_each:
+        return workers
+    # Tenths of a GPU do not add up exactly.
+    carried = int(gpus / gpus_each + 1e-9)
+    if carried < 1:
+        raise ConfigError(f"compute.gpus_per_worker {gpus_each:g}: the Ray cluster has {gpus:g} GPUs")
+    return min(workers, carried)
+
+
 def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
     """Work off the micro-batches ``parts`` of a step; returns when every sink has been called.
 
@@ -166,10 +181,11 @@ def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
     import ray
 
     fused = groups(step.stages)
-    total = ray.cluster_resources().get("CPU", 1.0)
+    found = ray.cluster_resources()
+    total = found.get("CPU", 1.0)
     asked = [max((s.resources.cpus for s in group), default=1.0) for group in fused]
-    # As many workers as the CPUs carry, shared among the groups; never more than there is work.
-    workers = max(1, min(len(parts), int(total // sum(asked)) or 1))
+    gpus = [max((s.resources.gpus for s in group), default=0.0) for group in fused]
+    workers = pool(len(parts), total, sum(asked), found.get("GPU", 0.0), sum(gpus))
     scale = min(1.0, CPU_HEADROOM * total / (workers * sum(asked)))
     dataset = ray.data.from_items([{"part": int(p)} for p in parts], override_num_blocks=len(parts))
     for index, group in enumerate(fused):
@@ -184,7 +200,7 @@ def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=asked[index] * scale,
-            num_gpus=max((s.resources.gpus for s in group), default=0.0) or None,
+            num_gpus=gpus[index] or None,
         )
     try:
         with progress.step(step.name, len(parts)) as advance:

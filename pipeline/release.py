@@ -509,6 +509,8 @@ class _Run:
                 self.batches,
                 rendered_hashes(self.parts(RENDERED, "rendered"), self.batches),
             ).repeated(plan.images)
+            if not len(seen.row):
+                raise ReleaseError(f"nothing could be released: {self._first_failure(plan)}")
             used = [*model_rows(config, self.prepared.hashes), *self.prepared.predictors.rows()]
             used += [asdict(network) for network in self.prepared.renderer]
             looked = what_was_looked_at(record, self.workspace, self.prepared.predictors)
@@ -544,6 +546,12 @@ class _Run:
         replace(record, card=card).write(self.workspace.folder, self._record())
         self._warn_of_others(plan)
         return Outcome(target, self.workspace.folder, report)
+
+    def _first_failure(self, plan: planning.Plan) -> str:
+        """Why a face that was to be released is not."""
+        parts = self.parts(RENDERED if self.config.output == "crop" else JUDGED, "rendered")
+        reasons = parts.read_all(self.batches, ["reason"])["reason"].to_pylist()
+        return next((reasons[row] for row in plan.kept if reasons[row]), "no face was found in it")
 
     def _images(self, plan: planning.Plan, names: dict[str, list[str]]) -> Iterator[publish.Image]:
         """Every image to release under its random name; ``names`` gathers them by face id or photo."""
