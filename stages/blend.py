@@ -23,6 +23,11 @@ FADE = 1.22
 COVER = 1.45
 """A cover's half axes, as a multiple of half the box: an ellipse that holds the box's corners (more than √2)."""
 
+SHIFT = np.float32([15, 8, 8])
+GAIN = (0.8, 1.25)
+"""Limits of the colour match in L, a, b: the rim shows hair and background too, whose colours skin must not take on.
+Without them a face before a dark wall turned dark, and one before grass green."""
+
 NO_FACE = "no_face"
 
 SURROUND = 1.8
@@ -54,8 +59,8 @@ def paste(
     matrix : (6,) or (2, 3), photo → crop
     box : (4,) x1 y1 x2 y2 of the detected face; its ellipse is replaced too. On a face in profile it reaches beyond the
         template's
-    match_colour : shift the surrogate's mean colour to that of the photo around it. Off where a surrogate must depend
-        on nothing but its class: the shift is taken from the original photo
+    match_colour : bring the surrogate's light and colour nearer to the photo's around it (``matched``). Off where a
+        surrogate must depend on nothing but its class: what it is brought nearer to is the original photo
 
     Raises ``ValueError`` where the matrix is not finite: nothing would be pasted, and the face left as it was.
     """
@@ -83,8 +88,24 @@ def paste(
     if match_colour:
         rim = (weight > 0) & (weight < 1)
         if rim.any():
-            face = np.clip(face + (region[rim].mean(axis=0) - face[rim].mean(axis=0)), 0, 255)
+            face = matched(face, region, rim)
     region[:] = np.rint(region + (face - region) * weight[..., None]).astype(np.uint8)
+
+
+def matched(face: np.ndarray, photo: np.ndarray, rim: np.ndarray) -> np.ndarray:
+    """The face with mean and spread of its L, a, b on the rim brought towards the photo's there: (H, W, 3) float32.
+
+    Reinhard et al., "Color Transfer between Images", 2001, on a rim and within ``SHIFT`` and ``GAIN``.
+
+    face : (H, W, 3) float32; photo : (H, W, 3) uint8; both RGB in 0 … 255; rim : (H, W) bool, not empty
+    """
+    ours = cv2.cvtColor(face / np.float32(255), cv2.COLOR_RGB2LAB)
+    theirs = cv2.cvtColor(photo.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[rim]
+    mean, spread = ours[rim].mean(axis=0), ours[rim].std(axis=0)
+    gain = np.clip(theirs.std(axis=0) / np.maximum(spread, 1e-3), *GAIN)
+    shift = np.clip(theirs.mean(axis=0) - mean, -SHIFT, SHIFT)
+    made = cv2.cvtColor(((ours - mean) * gain + mean + shift).astype(np.float32), cv2.COLOR_LAB2RGB)
+    return np.clip(made * 255, 0, 255)
 
 
 def _fade(radius: np.ndarray, fade: float = FADE) -> np.ndarray:

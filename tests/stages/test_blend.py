@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
 from facecrowd.stages.align import apply, invert, similarity, template
-from facecrowd.stages.blend import COVER, FADE, Blend, blend, cover, face_mask, paste
+from facecrowd.stages.blend import COVER, FADE, SHIFT, Blend, blend, cover, face_mask, paste
 from facecrowd.stages.obscure import FACE_AXES, FACE_CENTRE
 
 
@@ -202,8 +203,18 @@ def test_what_became_of_a_face_may_stand_apart_from_how_its_photo_fares():
 
 def test_colour_matching_is_off_unless_asked():
     photo = np.full((300, 300, 3), 180, np.uint8)
-    crop = np.full((256, 256, 3), 40, np.uint8)
+    crop = np.full((256, 256, 3), 160, np.uint8)
     plain = blend(photo, [(crop, placed(150, 150, 200), None)], [])
     matched = blend(photo, [(crop, placed(150, 150, 200), None)], [], match_colour=True)
-    assert plain[150, 150, 0] == 40
-    assert matched[150, 150, 0] == 180
+    assert plain[150, 150, 0] == 160
+    assert abs(int(matched[150, 150, 0]) - 180) <= 1
+
+
+def test_a_colour_is_matched_within_limits_so_that_skin_before_a_dark_wall_stays_skin():
+    photo = np.full((300, 300, 3), (0, 60, 0), np.uint8)
+    crop = np.full((256, 256, 3), (200, 150, 130), np.uint8)
+    matched = blend(photo, [(crop, placed(150, 150, 200), None)], [], match_colour=True)
+    ours, shown = (
+        cv2.cvtColor(np.float32([[p]]) / 255, cv2.COLOR_RGB2LAB)[0, 0] for p in (crop[0, 0], matched[150, 150])
+    )
+    assert np.allclose(np.abs(shown - ours), SHIFT, atol=1)
