@@ -449,7 +449,7 @@ def demo(
 
 # ------------------------------------------------------------------------------------------------ train, evaluate
 
-DataFolder = Annotated[Path, typer.Option(help="Folder <subject>/<photo>, or a file that --pack wrote.")]
+DataFolder = Annotated[Path, typer.Option(help="Folder of photos as PERSON/PHOTO, or a file that --pack wrote.")]
 AttributeTable = Annotated[
     Path | None,
     typer.Option(help="Parquet with image_id and the 40 attributes [default: celeba-attributes.parquet beside DATA]."),

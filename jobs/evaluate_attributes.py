@@ -83,7 +83,7 @@ def figures(judged: Judgement, seed: int = 0) -> dict[str, Any]:
     draws = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), RESAMPLES)
     weights = draws[:, person].astype(float)
     common = truth.mean(axis=0) >= COMMON
-    varied = truth.any(axis=0) & ~truth.all(axis=0)
+    varied = np.asarray(truth.any(axis=0) & ~truth.all(axis=0))
     found: dict[str, Any] = {
         "predictor": judged.name,
         "how": judged.how,

@@ -91,8 +91,7 @@ def train(
     _cut_log(folder / LOG, start)
 
     def report(done: int, figures: dict[str, float], state: dict[str, Any]) -> None:
-        with (folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": done, **figures}) + "\n")
+        _log(folder / LOG, done, figures)
         write(state, folder / CHECKPOINT)
         say(_told(done, task, figures))
 
@@ -123,6 +122,8 @@ def train_on_ray(
 
     if workers > (cpus := int(ray.cluster_resources().get("CPU", 0))):
         raise ConfigError(f"--workers {workers}: there are only {cpus} CPUs to run them on")
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     task = make()
     name = f"{RUN}{task.identity[:16]}"
     if (folder / CHECKPOINT).exists() and _take_up(task, _read(folder / CHECKPOINT), folder) >= task.steps:
@@ -139,11 +140,15 @@ def train_on_ray(
         elif (folder / CHECKPOINT).exists():
             start = _take_up(task, _read(folder / CHECKPOINT), folder)
 
+        if rt.get_context().get_world_rank() == 0:
+            _cut_log(folder / LOG, start)
+
         def report(done: int, figures: dict[str, float], state: dict[str, Any]) -> None:
             row = {"step": done, **figures}
             if rt.get_context().get_world_rank() != 0:
                 rt.report(row)
                 return
+            _log(folder / LOG, done, figures)
             with tempfile.TemporaryDirectory() as place:
                 write(state, Path(place) / CHECKPOINT)
                 rt.report(row, checkpoint=rt.Checkpoint.from_directory(place))
@@ -156,7 +161,7 @@ def train_on_ray(
         scaling_config=rt.ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=rt.RunConfig(
             name=name,
-            storage_path=str(folder.resolve()),
+            storage_path=str(folder),
             failure_config=rt.FailureConfig(max_failures=3),
             checkpoint_config=rt.CheckpointConfig(num_to_keep=2),
         ),
@@ -191,6 +196,11 @@ def _take_up(task: Task, state: dict[str, Any], folder: Path) -> int:
         raise ConfigError(OTHER.format(folder=folder))
     task.restore(state["task"])
     return int(state["step"])
+
+
+def _log(log: Path, step: int, figures: dict[str, float]) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **figures}) + "\n")
 
 
 def _cut_log(log: Path, step: int) -> None:

@@ -194,6 +194,7 @@ def test_one_worker_of_ray_train_ends_with_the_bits_of_plain_torch(few, whole, t
     task = train_on_ray(make, tmp_path, EVERY, workers=1)
     assert same(state(tmp_path), state(whole))
     assert same(task.state(), state(whole)["task"])
+    assert losses(tmp_path) == losses(whole)
     before = (tmp_path / CHECKPOINT).stat().st_mtime_ns
     assert same(train_on_ray(make, tmp_path, EVERY, workers=1).state(), task.state())
     assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == before
@@ -226,6 +227,7 @@ def test_ray_train_goes_on_from_what_plain_torch_left_and_after_a_worker_died(fe
     train_on_ray(make, tmp_path, EVERY, workers=1)
     assert marker.exists()
     assert same(state(tmp_path), state(whole))
+    assert losses(tmp_path) == losses(whole)
 
 
 @pytest.mark.slow
