@@ -92,6 +92,9 @@ def value_of(dotted: str, kind: Any) -> tuple[str, Any]:
         "detect.crop_size": ("128", 128),
         "release.quality": ("77", 77),
         "input.subjects": ("clusters", "clusters"),
+        "method.select": ("Male", "Male"),
+        "method.keep": ("pose, lighting", ["pose", "lighting"]),
+        "method.latent_sigma": ("2.5", 2.5),
     }
     if dotted in special:
         return special[dotted]
@@ -124,6 +127,11 @@ def test_yaml_and_flag_come_to_the_same(
     base = {"input.attributes": "a.csv", "policy.sensitive": ["Attractive"], "input.subject_column": "who"}
     if dotted == "method.surrogates_per_subject":
         base["output"] = "crop"
+    arguments = ["--attributes", "a.csv", "--sensitive", "Attractive", "--subject-column", "who"]
+    if dotted == "method.select":
+        base["method.name"] = "k-same-select"
+        arguments += ["--method", "k-same-select"]
+    alone = list(arguments)
     data: dict[str, Any] = {}
     for key, given in {**base, dotted: value}.items():
         *sections, leaf = key.split(".")
@@ -132,13 +140,12 @@ def test_yaml_and_flag_come_to_the_same(
             target = target.setdefault(section, {})
         target[leaf] = given
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(data))
-    arguments = ["--attributes", "a.csv", "--sensitive", "Attractive", "--subject-column", "who"]
     arguments += ["--no-" + flag[2:]] if kind is bool else [flag, typed]
     by_file = settings_of(monkeypatch, "--config", tmp_path / "all.yaml")
     by_flag = settings_of(monkeypatch, *arguments)
     assert by_flag == by_file
-    if dotted not in base:
-        assert by_flag != settings_of(monkeypatch, *arguments[:6])
+    if dotted not in (*base, "method.select"):  # which k-same-select cannot be without
+        assert by_flag != settings_of(monkeypatch, *alone)
 
 
 def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
