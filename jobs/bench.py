@@ -566,7 +566,13 @@ def bench_pipeline(
     load = os.getloadavg()[0]
     source = photos(count, folder, faces)
     command = deface_command(folder) if deface == "auto" else deface
-    settings = {"method.name": "k-same", "policy.k": k, "detect.models": models, "compute.micro_batch": micro_batch}
+    settings = {
+        "method.name": "k-same",
+        "method.surrogate": "average",
+        "policy.k": k,
+        "detect.models": models,
+        "compute.micro_batch": micro_batch,
+    }
     runs: list[Measured] = []
     for number in range(repeat):
         for detector in detectors:
