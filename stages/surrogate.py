@@ -242,20 +242,22 @@ class Surrogate(Stage):
         rows = list(found)
         try:
             if rows:
-                made = edits.realise(
-                    generator,
-                    predictor,
-                    self.networks.directions,
-                    torch.stack([found[i] for i in rows]),
-                    asked[rows],
-                    self.limit,
-                    self.steps,
-                    self.margin,
-                    self.look_size,
-                    self.at_once,
-                )
-                images = edits.pictures(generator, made.latent, self.size, self.at_once)
-                realised[rows] = made.agrees
+                latent = torch.stack([found[i] for i in rows])
+                if (asked[rows] >= 0).any():
+                    made = edits.realise(
+                        generator,
+                        predictor,
+                        self.networks.directions,
+                        latent,
+                        asked[rows],
+                        self.limit,
+                        self.steps,
+                        self.margin,
+                        self.look_size,
+                        self.at_once,
+                    )
+                    latent, realised[rows] = made.latent, made.agrees
+                images = edits.pictures(generator, latent, self.size, self.at_once)
                 pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
                 for i, picture in zip(rows, pixels, strict=True):
                     rendered[i] = np.ascontiguousarray(picture)
