@@ -23,7 +23,7 @@ FADE = 1.22
 COVER = 1.45
 """A cover's half axes, as a multiple of half the box: an ellipse that holds the box's corners (more than √2)."""
 
-SHIFT = np.float32([15, 8, 8])
+SHIFT = np.array([15, 8, 8], np.float32)
 GAIN = (0.8, 1.25)
 """Limits of the colour match in L, a, b: the rim shows hair and background too, whose colours skin must not take on.
 Without them a face before a dark wall turned dark, and one before grass green."""

@@ -71,16 +71,15 @@ def _latest(workspace: Folder, manifest: Manifest) -> Parts:
 
 
 @dataclass(frozen=True)
-class _Released:
+class Showing(Parts):
     """A plan whose classes all show ``shown``."""
 
-    plan: Parts
-    shown: dict[str, str]
+    shown: tuple[tuple[str, str], ...] = ()
 
-    def read_rows(self, part: int, rows: list[int], columns: list[str]) -> pa.Table:
-        table = self.plan.read_rows(part, rows, columns)
+    def read_rows(self, part: int, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        table = super().read_rows(part, rows, columns)
         at = table.column_names.index("released")
-        shown = pa.array([list(self.shown.items())] * len(table), table.schema.field("released").type)
+        shown = pa.array([list(self.shown)] * len(table), table.schema.field("released").type)
         return table.set_column(at, "released", shown)
 
 
@@ -161,7 +160,7 @@ def test_a_single_face_is_the_class_mean_and_what_a_class_leaves_open_is_drawn_f
     def rows(own: bool, variants: int, key: RunKey = key) -> dict[str, Any]:
         source = steps.LatentSource(
             steps.MemberSource(members, faces),
-            _Released(plan, {"Male": "1", "Young": "*", "Bald": "x"}),
+            Showing(plan.folder, plan.manifest, plan.run, (("Male", "1"), ("Young", "*"), ("Bald", "x"))),
             key,
             variants,
             own,
