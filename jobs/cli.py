@@ -541,7 +541,7 @@ def train_heads(
 def train_encoder(
     output: Annotated[Path, typer.Option(help="The encoder to write (.safetensors).")],
     data: Annotated[
-        list[Path] | None, typer.Option(help="Folder <subject>/<photo> of real faces; again for more, none for none.")
+        list[Path] | None, typer.Option(help="Folder PERSON/PHOTO of real faces; again for more, none for none.")
     ] = None,
     preset: Annotated[str, typer.Option(help="cpu, gpu or smoke.")] = "cpu",
     work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
