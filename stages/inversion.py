@@ -44,7 +44,8 @@ HOLD = 1e-3
 """Weights of the loss above: PIXELS as measured in a first trial, the other two too weak to be seen in the picture."""
 
 DEPTH = 3
-"""Feature maps compared. Measured on faces of known latents; the two deeper maps cost more than they bring."""
+"""Feature maps compared. On two faces of known latents, after 20 steps, LPIPS to the target is 0.146, 0.125 and 0.141
+with 2, 3 and 4 maps; most of a step's time is the generator's."""
 
 PATIENCE = 5
 """A face has converged when its loss fell by less than ``tolerance``, relatively, over so many steps."""

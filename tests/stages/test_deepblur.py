@@ -85,7 +85,7 @@ def test_identity_distance_grows_with_sigma(networks: Networks, people: Tensor, 
         shown = render(networks, low_pass(people, networks.space.mean, sigma), 128)
         cosines.append(float((own * recogniser.embed(chips(shown))).sum(1).mean()))
     assert all(after <= before + 0.02 for before, after in itertools.pairwise(cosines)), cosines
-    assert cosines[0] > 0.3 > cosines[-1]
+    assert cosines[0] > cosines[-1] + 0.15, cosines
 
 
 def test_sigma_100_shows_everybody_as_the_average_face(networks: Networks, people: Tensor) -> None:
