@@ -241,23 +241,24 @@ class Surrogate(Stage):
                 status[i], reason[i] = "failed", explain(self.name, error)
         rows = list(found)
         try:
+            wishing = [i for i in rows if (asked[i] >= 0).any()]
+            if wishing:
+                made = edits.realise(
+                    generator,
+                    predictor,
+                    self.networks.directions,
+                    torch.stack([found[i] for i in wishing]),
+                    asked[wishing],
+                    self.limit,
+                    self.steps,
+                    self.margin,
+                    self.look_size,
+                    self.at_once,
+                )
+                realised[wishing] = made.agrees
+                found |= dict(zip(wishing, made.latent, strict=True))
             if rows:
-                latent = torch.stack([found[i] for i in rows])
-                if (asked[rows] >= 0).any():
-                    made = edits.realise(
-                        generator,
-                        predictor,
-                        self.networks.directions,
-                        latent,
-                        asked[rows],
-                        self.limit,
-                        self.steps,
-                        self.margin,
-                        self.look_size,
-                        self.at_once,
-                    )
-                    latent, realised[rows] = made.latent, made.agrees
-                images = edits.pictures(generator, latent, self.size, self.at_once)
+                images = edits.pictures(generator, torch.stack([found[i] for i in rows]), self.size, self.at_once)
                 pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
                 for i, picture in zip(rows, pixels, strict=True):
                     rendered[i] = np.ascontiguousarray(picture)

@@ -275,3 +275,32 @@ def test_the_stage_edits_good_rows_and_gives_reasons_for_bad_ones(world, network
     assert out["realised"].tolist() == [[-1, -1, 1, -1]] + [[-1] * 4] * 3
     assert out["latent"][0].shape == (ROWS, STYLE)
     assert out["latent"][1:] == [None, None, None]
+
+
+def test_the_shipped_directions_are_small_and_cover_all_attributes_pose_and_light():
+    from facecrowd.stages.attributes import ATTRIBUTES as ALL
+
+    assert edits.SHIPPED_DIRECTIONS.stat().st_size < 100_000
+    shipped = Directions.load()
+    assert shipped.names == (*ALL, *edits.POSE, *edits.LIGHT)
+    assert set(edits.EXPRESSION) < set(shipped.names)
+    torch.testing.assert_close((shipped.normals * shipped.directions).sum(1), torch.ones(45), rtol=0, atol=0.02)
+    # Two attributes that go together among faces: moving one may take the other along, but no further than itself.
+    cross = shipped.normals @ shipped.directions.T * shipped.scale / shipped.scale[:, None]
+    assert (cross - torch.eye(45)).abs().max() < 1
+
+
+def test_with_the_published_generator_a_man_smiles_and_a_smile_goes(weights):
+    from facecrowd.stages.attributes import STEER, Predictor
+    from facecrowd.stages.networks.mobilestylegan import MobileStyleGAN
+
+    weights("arcface-mobilefacenet")
+    generator = MobileStyleGAN.load(weights("mobilestylegan-ffhq"))
+    predictor = Predictor.load(STEER)
+    z = torch.randn(2, STYLE, generator=torch.Generator().manual_seed(11))
+    latent = generator.truncate(generator.mapping(z))
+    a = predictor.attributes.index("Smiling")
+    smiles = torch.sigmoid(edits.look(generator, predictor, latent, 128, 1))[:, a] > predictor.calibration.threshold[a]
+    made = realise(generator, predictor, Directions.load(), latent, {"Smiling": (~smiles).tolist()})
+    assert (made.agrees[:, a] == 1).all()
+    assert 0 < (made.latent - latent).norm() < 12 * ROWS**0.5
