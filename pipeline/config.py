@@ -140,7 +140,10 @@ class Attributes(Section):
         "What reads the attributes of released pixels: as predictor, but another one (auto: the shipped judge).",
     )
     unknown_margin: float = option(
-        0.0, "A predicted quasi-identifier is unknown where its probability is nearer to the threshold.", ge=0, le=0.5
+        0.0,
+        "A predicted quasi-identifier is unknown within this share of the way from the threshold to 0 and to 1.",
+        ge=0,
+        lt=1,
     )
 
 

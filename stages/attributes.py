@@ -152,6 +152,18 @@ class Calibration:
         odds = np.sqrt(self.prior / (1 - self.prior))
         return (odds / (1 + odds)).astype(np.float32)
 
+    def values(self, probabilities: np.ndarray, margin: float = 0.0) -> np.ndarray:
+        """(N, A) int8: 1 true, 0 false, -1 unknown: no probability (NaN), or one within the margin.
+
+        margin : in [0, 1), share of the way from the threshold to 0 below it and to 1 above it; thresholds differ much
+            between attributes, and so wide a margin is as fair to both values of each. 0 and 1 are never unknown
+        """
+        p, threshold = np.asarray(probabilities, np.float64), self.threshold.astype(np.float64)
+        values = (p >= threshold).astype(np.int8)
+        near = (p > threshold - margin * threshold) & (p < threshold + margin * (1 - threshold))
+        values[np.isnan(p) | near] = -1
+        return values
+
 
 class Predictor(nn.Module):
     """40 calibrated probabilities per face. ``name`` and ``sha256`` say which weights spoke."""
@@ -249,12 +261,8 @@ class Predictor(nn.Module):
         return out
 
     def values(self, probabilities: np.ndarray, margin: float = 0.0) -> np.ndarray:
-        """(N, A) int8: 1 true, 0 false, -1 unknown: nearer to the threshold than ``margin``."""
-        threshold = self.calibration.threshold
-        values = (probabilities >= threshold).astype(np.int8)
-        if margin > 0:
-            values[np.abs(probabilities - threshold) < margin] = -1
-        return values
+        """(N, A) int8, see ``Calibration.values``."""
+        return self.calibration.values(probabilities, margin)
 
 
 def locate(name: str | os.PathLike[str]) -> Path:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from facecrowd.jobs.audit import audit_release
@@ -26,7 +27,7 @@ from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
 from facecrowd.stages import models
-from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, STEER, Predictor
+from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, SHIPPED, STEER, Calibration, Predictor, locate
 from facecrowd.stages.decode import decode
 
 Settings = Callable[..., ReleaseConfig]
@@ -149,7 +150,7 @@ def test_near_the_threshold_a_quasi_identifier_is_unknown_and_a_sensitive_value_
     tmp_path: Path, settings: Settings, make_release: Make, judge: str
 ) -> None:
     """A margin that nothing clears: the release leaves all open, and l still counts values, not unknowns."""
-    margin = {"attributes.unknown_margin": 0.5, "attributes.judge": judge}
+    margin = {"attributes.unknown_margin": 0.99, "attributes.judge": judge}
     names = {"policy.quasi_identifiers": ["Pale_Skin", "Young"], "policy.sensitive": ["Attractive"]}
     for method in ("k-same", "blur"):
         outcome = make_release(
@@ -165,11 +166,24 @@ def test_near_the_threshold_a_quasi_identifier_is_unknown_and_a_sensitive_value_
 
 
 def test_values_nearer_to_the_threshold_than_the_margin_are_unknown_and_so_is_what_nobody_predicted() -> None:
-    predictor = attributes.Predictor("a", "", "", "", (0.3,) * 40)
+    """A tenth of the way: from 0.3 down to 0.27 and up to 0.37."""
+    predictor = attributes.Predictor("a", "", "", "", (float(np.float32(0.3)),) * 40)
     probabilities = np.full((1, 40), 0.3, np.float32)
-    probabilities[0, :5] = [0.1, 0.25, 0.35, 0.6, np.nan]
+    probabilities[0, :5] = [0.26, 0.28, 0.36, 0.38, np.nan]
     assert predictor.values(probabilities)[0, :6].tolist() == [0, 0, 1, 1, -1, 1]
     assert predictor.values(probabilities, 0.1)[0, :6].tolist() == [0, -1, -1, 1, -1, -1]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_pipeline_and_the_stage_take_the_same_probabilities_for_the_same_values(name: str) -> None:
+    with safe_open(str(locate(name)), framework="np") as stored:
+        calibration = Calibration(stored.get_tensor("temperature"), stored.get_tensor("prior"))
+    threshold = calibration.threshold
+    predictor = attributes.Predictor(name, "", "", "", tuple(float(t) for t in threshold))
+    around = [threshold, np.nextafter(threshold, np.float32(0)), np.nextafter(threshold, np.float32(1))]
+    probabilities = np.stack([*around, *np.random.default_rng(0).random((200, 40), np.float32)])
+    for margin in (0.0, 0.3):
+        assert (predictor.values(probabilities, margin) == calibration.values(probabilities, margin)).all()
 
 
 # ----------------------------------------------------------------------------------------------------------- brought

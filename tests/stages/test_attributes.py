@@ -168,13 +168,25 @@ def test_the_threshold_is_half_way_in_log_odds_between_one_half_and_the_prior():
 
 
 def test_values_are_true_from_the_threshold_on_and_unknown_within_the_margin(googlenet):
+    """The margin is a share of the way to 0 below the threshold and to 1 above it."""
     predictor = Predictor.load(googlenet)
     threshold = predictor.calibration.threshold
-    steps = np.array([-0.06, -0.04, 0.0, 0.04, 0.06], np.float32)
-    probabilities = threshold[None] + steps[:, None]
+    assert threshold.max() - threshold.min() > 0.3
+    ways = np.array([-0.26, -0.24, 0.0, 0.24, 0.26])[:, None]
+    probabilities = threshold + np.where(ways < 0, threshold, 1 - threshold) * ways
+    probabilities[2] = threshold
     assert (predictor.values(probabilities) == np.array([0, 0, 1, 1, 1])[:, None]).all()
-    assert (predictor.values(probabilities, 0.05) == np.array([0, -1, -1, -1, 1])[:, None]).all()
-    assert predictor.values(probabilities, 0.05).dtype == np.int8
+    assert (predictor.values(probabilities, 0.25) == np.array([0, -1, -1, -1, 1])[:, None]).all()
+    assert predictor.values(probabilities, 0.25).dtype == np.int8
+    assert (predictor.values(np.full((1, 40), np.nan)) == -1).all()
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 0.99, np.nextafter(1, 0)])
+def test_no_margin_makes_a_value_of_an_attribute_always_unknown(margin):
+    prior = np.linspace(0.001, 0.999, 40).astype(np.float32)
+    calibration = Calibration(np.ones(40, np.float32), prior)
+    assert (calibration.values(np.zeros((1, 40), np.float32), margin) == 0).all()
+    assert (calibration.values(np.ones((1, 40), np.float32), margin) == 1).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- stage
