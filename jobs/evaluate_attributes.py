@@ -134,9 +134,13 @@ def figures(judged: Judgement, seed: int = 0) -> dict[str, Any]:
     return found
 
 
-def shipped(name: str, faces: Faces, models: str | None = None) -> Judgement:
-    """A predictor on faces. Raises InputError when some of their people trained it."""
+def shipped(name: str, faces: Faces, models: str | None = None, collection: str | None = None) -> Judgement:
+    """A predictor on faces. Raises InputError when some of their people trained it, or it saw their collection
+    unlabelled. collection : its ``crops_sha256`` where the faces are only a part of it
+    """
     predictor = Predictor.load(name, models)
+    if (collection or faces.crops_sha256) in predictor.about.get("unlabelled_crops", ()):
+        raise InputError(f"{name} was trained on these very photos, labelled by its teacher; judge it on others")
     known = set(predictor.about["splits"]) & set(faces.splits.tolist())
     if known:
         raise InputError(f"{name} was trained on people of the split {', '.join(sorted(known))}; judge it on others")
@@ -175,6 +179,7 @@ def evaluate(
     """
     if unknown := [kind for kind in kinds if kind not in recipes.PROBES]:
         raise ConfigError(f"--probes {unknown[0]}: is none of {', '.join(recipes.PROBES)}")
+    collection = faces.crops_sha256
     faces = faces.take(~np.isnan(faces.labels).any(axis=1))
     test = faces.of("test")
     if not len(test):
@@ -182,7 +187,7 @@ def evaluate(
     found = []
     for name in predictors:
         say(f"{name}: {len(test)} faces of {len(set(test.subject.tolist()))} test subjects")
-        found.append(figures(shipped(name, test, models)))
+        found.append(figures(shipped(name, test, models, collection)))
     for kind in kinds:
         say(f"probe {kind}: cross-validation over {len(set(faces.subject.tolist()))} subjects")
         found.append(figures(cross_validated(kind, faces, models)))

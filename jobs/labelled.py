@@ -80,6 +80,11 @@ class Faces:
             digest.update(name.encode() + b"\0" + hashlib.sha256(crop).digest())
         return digest.hexdigest()
 
+    @property
+    def crops_sha256(self) -> str:
+        """A hash of the crops alone, whatever their order: it tells a collection again and names nobody."""
+        return hashlib.sha256(b"".join(sorted(hashlib.sha256(crop).digest() for crop in self.crop))).hexdigest()
+
     def write(self, file: Path) -> None:
         """Pack into one Parquet file, whole or not at all."""
         table = pa.table(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -43,6 +43,33 @@ RANK = 1500
 """Directions kept of the span of the faces, the widest ones."""
 PROBES = {"arcface": "arcface-mobilefacenet", "bisenet": "bisenet", "mobilenetv2": "mobilenetv2"}
 KINDS = (*PROBES, "googlenet", "googlenet-forest")
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a predictor learned from beside its labelled faces, itself or through its teacher or base.
+
+    splits : of labelled people; unlabelled_splits : of unlabelled ones; unlabelled_crops : ``Faces.crops_sha256`` of
+        the collections whose unlabelled faces it saw
+    """
+
+    splits: tuple[str, ...] = ()
+    unlabelled_splits: tuple[str, ...] = ()
+    unlabelled_crops: tuple[str, ...] = ()
+
+    @classmethod
+    def by(cls, predictor: Predictor) -> Taught:
+        """All that this predictor learned from."""
+        said = predictor.about
+        return cls(*(tuple(said.get(name, ())) for name in ("splits", "unlabelled_splits", "unlabelled_crops")))
+
+    def and_on(self, unlabelled: Faces, collection: str) -> Taught:
+        """The same, and unlabelled faces of a collection."""
+        splits = sorted({*self.unlabelled_splits, *unlabelled.splits.tolist()})
+        return Taught(self.splits, tuple(splits), tuple(sorted({*self.unlabelled_crops, collection})))
+
+
+NOTHING = Taught()
 
 
 # ------------------------------------------------------------------------------------------------------------ probes
@@ -156,20 +183,28 @@ def train_forest(
     """Fit, calibrate and write random forests on the features of predictor ``base``.
 
     Features of faces that the base was trained on tell more than those of new ones do. So the forests leave out the
-    same fold of subjects as the base did, and are calibrated there.
+    same fold of subjects as the base did, and are calibrated there; folds are those of the same people only.
 
-    Raises ConfigError when the base is a file elsewhere than beside the output.
+    Raises ConfigError when the base is a file elsewhere than beside the output, or was trained on other people.
     """
     predictor = Predictor.load(base)
     if predictor.name not in SHIPPED and locate(base).resolve().parent != file.resolve().parent:
         raise ConfigError(f"--base {base}: must lie beside --output {file}, which needs it to run")
+    people, splits = len(set(faces.subject.tolist())), set(faces.splits.tolist())
+    said = predictor.about
+    if (said["faces"], said["subjects"]) != (len(faces), people) or not splits <= set(said["splits"]):
+        raise ConfigError(
+            f"--base {base}: was trained on {said['faces']} faces of {said['subjects']} people of the split "
+            f"{'+'.join(said['splits'])}, and these are {len(faces)} of {people}, {'+'.join(sorted(splits))}; "
+            f"take the same --data and --split, or train a base on these"
+        )
     features = descriptors(predictor.descriptor.to(training.device()), faces)
     held = faces.folds(FOLDS) == VALIDATION_FOLD
     forests = fit_forests(features[~held], faces.labels[~held], kind=kind, trees=trees, leaves=leaves, seed=0)
     tensors = {f"forests.{name}": tensor for name, tensor in forests.state().items()}
     calibration = calibrate(_logit(forests.predict(features[held])), faces.labels[held], faces.labels.mean(axis=0))
     about = {"backbone": predictor.name, "backbone_sha256": predictor.sha256}
-    write(file, tensors, calibration, faces, predictor.about["splits"], **about)
+    write(file, tensors, calibration, faces, Taught.by(predictor), **about)
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
@@ -207,7 +242,8 @@ VALIDATION_FOLD = 0
 class GoogLeNetTask:
     """GoogLeNet under sigmoid cross-entropy (AnonymousNet, equation 10) on faces with labels in [0, 1].
 
-    faces : those of the split; fold 0 of its subjects is held out. more : further faces, labelled by another predictor.
+    faces : those of the split; fold 0 of its subjects is held out. more : further faces, labelled by another predictor;
+    those of subjects that are held out are left out of it too.
     """
 
     def __init__(self, faces: Faces, more: Faces | None, preset: Preset, seed: int = 0) -> None:
@@ -215,6 +251,8 @@ class GoogLeNetTask:
         self.device = training.device()
         held = faces.folds(FOLDS) == VALIDATION_FOLD
         self.held = faces.take(held)
+        if more:
+            more = more.take(~np.isin(more.subject, self.held.subject))
         told = [asdict(preset), seed, faces.fingerprint, more.fingerprint if more else ""]
         self.identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         parts = [faces.take(~held)] + ([more] if more else [])
@@ -318,8 +356,8 @@ def pseudo_labelled(faces: Faces, teacher: str, models_folder: str | None = None
     return Faces(faces.name, faces.subject, faces.crop, predictor.predict(faces.pixels()))
 
 
-def finish_googlenet(task: GoogLeNetTask, faces: Faces, file: Path, taught: Sequence[str] = ()) -> None:
-    """Calibrate on the held-out fold and write the network. ``taught``: the splits its teacher was trained on."""
+def finish_googlenet(task: GoogLeNetTask, faces: Faces, file: Path, taught: Taught = NOTHING) -> None:
+    """Calibrate on the held-out fold and write the network."""
     tensors = {f"googlenet.{k}": v.detach().cpu() for k, v in task.network.state_dict().items()}
     # Variances can lie outside of what 16 bits hold.
     tensors = {k: v if "running" in k or not v.is_floating_point() else v.half() for k, v in tensors.items()}
@@ -335,21 +373,23 @@ def write(
     tensors: dict[str, Tensor],
     calibration: Calibration,
     faces: Faces,
-    taught: Sequence[str] = (),
+    taught: Taught = NOTHING,
     **about: str | int,
 ) -> None:
-    """Write a predictor; its metadata says what it is, and no name of a person or path.
-
-    faces : what it was trained on; taught : the splits behind what else it learned from
-    """
+    """Write a predictor; its metadata says what it is, and no name of a person or path. faces : what trained it."""
     said = {
         "kind": "attribute predictor",
         "attributes": list(ATTRIBUTES),
-        "splits": sorted({*faces.splits.tolist(), *taught}),
+        "splits": sorted({*faces.splits.tolist(), *taught.splits}),
         "faces": len(faces),
         "subjects": len(set(faces.subject.tolist())),
         **about,
     }
+    if taught.unlabelled_crops:
+        said |= {
+            "unlabelled_splits": list(taught.unlabelled_splits),
+            "unlabelled_crops": list(taught.unlabelled_crops),
+        }
     tensors = tensors | {
         "temperature": torch.from_numpy(calibration.temperature),
         "prior": torch.from_numpy(calibration.prior),
@@ -435,13 +475,21 @@ def run(order: Order, say: Callable[[str], None]) -> None:
 
 
 def train_googlenet(order: Order, found: Faces, chosen: Faces, say: Callable[[str], None]) -> None:
-    """Train, calibrate and write GoogLeNet on ``chosen``, and on unlabelled faces of nobody else of ``found``."""
+    """Train, calibrate and write GoogLeNet on ``chosen``, and on unlabelled faces.
+
+    Of the people of ``found``, only those it may learn from take part unlabelled; others may be of any split, and the
+    file says so. What tells their collection again is written too: to be judged on that is refused.
+    """
     more: Faces | None = None
-    taught: Sequence[str] = ()
+    taught = NOTHING
     if order.unlabelled is not None:
         more = faces_of(order.unlabelled, None, order.cache, order.models, say)
-        more = more.take(~np.isin(more.subject, list({*found.subject.tolist()} - {*chosen.subject.tolist()})))
+        collection = more.crops_sha256
+        held = chosen.subject[chosen.folds(FOLDS) == VALIDATION_FOLD]
+        allowed = {*chosen.subject.tolist()} - {*held.tolist()}
+        more = more.take(~np.isin(more.subject, list({*found.subject.tolist()} - allowed)))
         more, taught = _taught(more, order, say)
+        taught = taught.and_on(more, collection)
     folder = order.work or order.output.with_suffix(".work")
 
     def make() -> GoogLeNetTask:
@@ -455,7 +503,7 @@ def train_googlenet(order: Order, found: Faces, chosen: Faces, say: Callable[[st
     finish_googlenet(task, chosen, order.output, taught)
 
 
-def _taught(more: Faces, order: Order, say: Callable[[str], None]) -> tuple[Faces, Sequence[str]]:
+def _taught(more: Faces, order: Order, say: Callable[[str], None]) -> tuple[Faces, Taught]:
     """The faces as the teacher labels them, kept: a resumed training must meet the same labels to the last bit."""
     teacher = Predictor.load(order.teacher, order.models)
     told = hashlib.sha256(f"{teacher.sha256} {more.fingerprint}".encode()).hexdigest()
@@ -463,4 +511,4 @@ def _taught(more: Faces, order: Order, say: Callable[[str], None]) -> tuple[Face
     if not file.is_file():
         say(f"{teacher.name} labels {len(more)} faces of {order.unlabelled}")
         pseudo_labelled(more, order.teacher, order.models).write(file)
-    return Faces.read(file), teacher.about["splits"]
+    return Faces.read(file), Taught.by(teacher)

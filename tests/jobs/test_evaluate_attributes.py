@@ -140,13 +140,13 @@ def test_thresholds_may_differ_from_fold_to_fold():
 # ------------------------------------------------------------------------------------------------- whom nobody has seen
 
 
-def drawn(file: Path, splits: list[str]) -> Path:
+def drawn(file: Path, splits: list[str], **more: Any) -> Path:
     """A GoogLeNet that was never trained and says that these splits trained it."""
     torch.manual_seed(0)
     tensors = {f"googlenet.{k}": v for k, v in GoogLeNet().state_dict().items()}
     tensors |= {"temperature": torch.ones(40), "prior": torch.full((40,), 0.4)}
     said = {"kind": "attribute predictor", "attributes": ATTRIBUTES, "splits": splits, "subjects": 5}
-    said |= {"backbone": "googlenet", "side": 64}
+    said |= {"backbone": "googlenet", "side": 64, **more}
     save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
     return file
 
@@ -167,6 +167,20 @@ def test_evaluating_on_training_subjects_is_refused(labelled, tmp_path):
         evaluation.evaluate(labelled, [str(file)], [])
     with pytest.raises(InputError, match="split steer"):
         evaluation.shipped(str(file), labelled.of("steer"))
+
+
+def test_evaluating_on_photos_that_were_seen_unlabelled_is_refused(labelled, tmp_path):
+    """Its metadata tells the collection by its crops: in any order, packed or not, whichever part is labelled."""
+    seen = [labelled.take(np.random.default_rng(0).permutation(len(labelled))).crops_sha256]
+    more = {"unlabelled_splits": ["steer", "judge", "test"], "unlabelled_crops": seen}
+    file = drawn(tmp_path / "g.safetensors", ["steer"], **more)
+    partly = labelled.take(np.arange(len(labelled)))
+    partly.labels[::3] = np.nan
+    for faces in (labelled, partly):
+        with pytest.raises(InputError, match="trained on these very photos, labelled by its teacher; judge it on"):
+            evaluation.evaluate(faces, [str(file)], [])
+    fewer = labelled.take(np.arange(1, len(labelled)))
+    assert len(evaluation.evaluate(fewer, [str(file)], [])) == 1
 
 
 def test_faces_without_labels_or_test_subjects_are_one_sentence(labelled):

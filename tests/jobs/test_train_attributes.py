@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 from facecrowd.jobs import cli, training
 from facecrowd.jobs import train_attributes as recipes
-from facecrowd.jobs.labelled import Faces
+from facecrowd.jobs.labelled import Faces, split
 from facecrowd.jobs.train_attributes import (
     PRESETS,
     GoogLeNetTask,
     Order,
+    Taught,
     augment,
     calibrate,
     finish_googlenet,
@@ -208,7 +209,10 @@ def test_the_paper_s_rate_decays_by_a_square_root_and_its_optimiser_is_sgd_with_
 
 
 def test_a_fold_of_subjects_is_held_out_of_googlenet_s_training(labelled):
-    task = GoogLeNetTask(labelled, labelled.take(np.arange(3)), SMOKE)
+    """Also where the further faces show them."""
+    left_out = labelled.folds(recipes.FOLDS) == recipes.VALIDATION_FOLD
+    more = np.concatenate([np.flatnonzero(left_out)[:2], np.flatnonzero(~left_out)[:3]])
+    task = GoogLeNetTask(labelled, labelled.take(more), SMOKE)
     held = set(task.held.subject.tolist())
     assert 0.1 < len(task.held) / len(labelled) < 0.3
     assert len(task.pixels) == len(labelled) - len(task.held) + 3
@@ -237,7 +241,7 @@ def googlenet(labelled: Faces, tmp_path_factory: pytest.TempPathFactory) -> Path
     for step in range(2):
         task.step(step)
     file = tmp_path_factory.mktemp("googlenet") / "small.safetensors"
-    finish_googlenet(task, faces, file, taught=["judge"])
+    finish_googlenet(task, faces, file, Taught(splits=("test",), unlabelled_splits=("judge",), unlabelled_crops=("c",)))
     small = Predictor.load(file)
     logits = task.logits(faces) / small.calibration.temperature
     np.testing.assert_allclose(small.predict(faces.pixels()), 1 / (1 + np.exp(-logits)), atol=0.02)
@@ -253,9 +257,10 @@ def test_googlenet_s_file_answers_at_the_size_it_was_trained_at(googlenet):
 @pytest.mark.parametrize("kind", ["per-attribute", "multi-output"])
 def test_forests_take_over_the_splits_that_their_base_was_trained_on(googlenet, labelled, kind):
     file = googlenet.with_name("forest.safetensors")
-    train_forest(googlenet, labelled.of("judge"), file, kind, trees=3, leaves=8)
+    train_forest(googlenet, labelled.of("steer", "judge"), file, kind, trees=3, leaves=8)
     said = about(file)
-    assert said["splits"] == ["judge", "steer"]
+    assert said["splits"] == ["judge", "steer", "test"]
+    assert (said["unlabelled_splits"], said["unlabelled_crops"]) == (["judge"], ["c"])
     assert (said["backbone"], said["backbone_sha256"]) == ("small", models.sha256(googlenet))
     found = Predictor.load(file).predict(labelled.pixels()[:4])
     assert found.shape == (4, 40)
@@ -265,6 +270,17 @@ def test_forests_take_over_the_splits_that_their_base_was_trained_on(googlenet, 
 def test_forests_lie_beside_a_base_that_is_not_shipped(googlenet, labelled, tmp_path):
     with pytest.raises(ConfigError, match="must lie beside"):
         train_forest(googlenet, labelled, tmp_path / "forest.safetensors", trees=1)
+
+
+def test_forests_on_other_people_than_their_base_s_are_refused(googlenet, labelled):
+    """Their folds would be others, and the held-out people the base's own."""
+    both = labelled.of("steer", "judge")
+    for faces in (labelled, labelled.of("judge"), both.take(both.subject != both.subject[0]), both.take(np.arange(9))):
+        with pytest.raises(
+            ConfigError, match=r"--base .* was trained on \d+ faces of \d+ people .* train a base on these$"
+        ):
+            train_forest(googlenet, faces, googlenet.with_name("other.safetensors"), trees=1)
+    assert not googlenet.with_name("other.safetensors").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ command
@@ -301,7 +317,7 @@ def test_too_few_people_are_one_sentence(labelled, tmp_path):
 
 
 def test_the_command_trains_googlenet_resumes_and_writes_a_predictor(packed, labelled, tmp_path):
-    """Faces of a second folder are labelled by a teacher; those of the data's other splits are left out."""
+    """Faces of a second folder are labelled by a teacher; the data's other splits and held-out people are left out."""
     unlabelled = Faces(
         labelled.name,
         np.array([*labelled.subject[:40], *(f"x{i}" for i in range(40))]),
@@ -318,11 +334,19 @@ def test_the_command_trains_googlenet_resumes_and_writes_a_predictor(packed, lab
     arguments += ["--unlabelled", str(tmp_path / "more.parquet"), "--teacher", str(teacher)]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.stderr
-    allowed = set(labelled.of("steer").subject.tolist()) | {f"x{i}" for i in range(40)}
+    steer = labelled.of("steer")
+    seen = steer.take(steer.folds(recipes.FOLDS) != recipes.VALIDATION_FOLD)
+    allowed = set(seen.subject.tolist()) | {f"x{i}" for i in range(40)}
+    assert len(set(unlabelled.subject[:40].tolist()) & set(seen.subject.tolist())) > 0
+    assert set(unlabelled.subject[:40].tolist()) & (set(steer.subject.tolist()) - set(seen.subject.tolist()))
     count = int(np.isin(unlabelled.subject, list(allowed)).sum())
     assert count < 80
     assert f"teacher labels {count} faces" in result.stderr
     assert about(output)["splits"] == ["judge", "steer"]
+    used = {split(name) for name in set(unlabelled.subject.tolist()) & allowed}
+    assert about(output)["unlabelled_splits"] == sorted(used) == ["judge", "steer", "test"]
+    assert about(output)["unlabelled_crops"] == [unlabelled.crops_sha256]
+    assert not any(name in json.dumps(about(output)) for name in ("p01", "x39"))
     first = output.read_bytes()
     output.unlink()
     result = CliRunner().invoke(cli.app, arguments)
