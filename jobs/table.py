@@ -101,7 +101,8 @@ def audit_table(
     base : where the files that the policy names lie; earlier : plan folders of earlier releases, which together with
     ``plan`` must leave everybody a crowd of k; curve : also what stricter policies cost, by the mondrian planner;
     output : folder for classes.parquet and verdict.json; address : Ray cluster to count on, None for this process;
-    confusion : file of a predictor's error rates, to say beside the verdict what holds of the true attributes
+    confusion : file of a predictor's error rates (``FILE#PREDICTOR`` in a report of several), to say beside the verdict
+    what holds of the true attributes
 
     Raises ConfigError, InputError, or an error of ``privacy/``.
     """
@@ -161,12 +162,16 @@ def audit_table(
 
 
 def _confusion(path: str, roles: Roles) -> tuple[str, dict[str, Rates]]:
-    """A predictor's name and its rates for the attributes of the table, from its file or ``evaluate``'s report.
+    """A predictor's name and its rates for the attributes of the table, from its file or from what ``evaluate
+    attributes --json`` writes, there ``FILE#PREDICTOR`` where the report is of several.
 
-    Raises InputError, naming the file and the attribute.
+    Raises InputError, naming the file and the attribute, or the predictors there are.
     """
+    path, _, wanted = path.partition("#")
     try:
         found = json.loads(Folder(path).read())
+        if "predictors" in found:
+            found = _judged(path, {str(row["predictor"]): row for row in found["predictors"]}, wanted)
         found = found.get("confusion", found)
         predictor, given = str(found.get("predictor", "")), dict(found["attributes"])
     except (FileNotFoundError, IsADirectoryError):
@@ -189,6 +194,16 @@ def _confusion(path: str, roles: Roles) -> tuple[str, dict[str, Rates]]:
     if not rates:
         raise InputError(f"confusion {path}: it has rates of no attribute that the policy gives a role")
     return predictor, rates
+
+
+def _judged(path: str, rows: Mapping[str, Any], wanted: str) -> Any:
+    """The row of a report that is asked for."""
+    if wanted not in rows and (wanted or len(rows) != 1):
+        there = ", ".join(f"'{path}#{name}'" for name in rows) or "none"
+        raise InputError(
+            f"confusion {path}: {f'no predictor {wanted!r}' if wanted else 'name one predictor'} of: {there}"
+        )
+    return rows[wanted] if wanted else next(iter(rows.values()))
 
 
 def _kept(folders: Sequence[str], table: Table, asked: Asked) -> list[Published]:

@@ -418,6 +418,41 @@ def test_a_plan_is_held_against_error_rates_as_it_releases_the_table(table, poli
     assert crowds["people"] == 60
 
 
+def test_what_evaluate_attributes_writes_is_taken_and_of_several_predictors_the_named_one(table, policy, tmp_path):
+    def row(name: str, rate: float) -> dict[str, Any]:
+        judged = {"predictor": name, "attributes": {"tall": {"tpr": rate, "tnr": rate}}}
+        return {"predictor": name, "how": "…", "attributes": [{"attribute": "tall"}], "confusion": judged}
+
+    def audit(rows: list[dict[str, Any]], name: str = "") -> Any:
+        path = tmp_path / "figures.json"
+        path.write_text(json.dumps({"predictors": rows, "faces_per_second": []}))
+        return invoke("audit", "--table", table, "--policy", policy(k=2), "--confusion", f"{path}{name}", "--quiet")
+
+    one, two = row("attributes-x", 0.9), row("probe y", 0.7)
+    assert "were the attributes predicted by attributes-x" in audit([one]).stdout
+    assert audit([one, two], "#attributes-x").stdout == audit([one]).stdout == audit([one], "#attributes-x").stdout
+    assert "were the attributes predicted by probe y" in audit([one, two], "#probe y").stdout
+    for name, says in (("", "name one predictor of"), ("#z", "no predictor 'z' of")):
+        refused = audit([one, two], name)
+        assert refused.exit_code == cli.BAD_INPUT
+        assert f"{says}: '{tmp_path}/figures.json#attributes-x', '{tmp_path}/figures.json#probe y'" in refused.stderr
+
+
+@pytest.mark.parametrize("words", [(False, True), (-1, 1), (0, 1), ("no", "yes"), ("a", "b"), ("b", "a")])
+def test_of_two_values_the_later_counts_as_positive(table, policy, tmp_path, words):
+    """With rates that prove the negative and say little of the positive: who shows the negative shows the truth."""
+    read = pq.read_table(table)
+    given = [words[who % 5 == 0] for who in read["who"].to_pylist()]
+    pq.write_table(
+        read.set_column(read.column_names.index("tall"), "tall", pa.array(given)), tmp_path / "words.parquet"
+    )
+    (tmp_path / "rates.json").write_text('{"attributes": {"tall": {"tpr": 1, "tnr": 0.5, "prevalence": 0.01}}}')
+    asked = ("--policy", policy(k=2, quasi_identifiers=["tall"]), "--confusion", tmp_path / "rates.json", "--quiet")
+    result = invoke("audit", "--table", tmp_path / "words.parquet", *asked, "--json", tmp_path / "found.json")
+    right = json.loads((tmp_path / "found.json").read_text())["misprediction"]["crowds"]["right"]
+    assert right == pytest.approx(0.8 if max(words) == words[True] else 0.2, abs=0.03), result.stderr
+
+
 @pytest.mark.parametrize(
     "text, says",
     [
