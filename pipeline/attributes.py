@@ -6,7 +6,6 @@ pixels (``judge``). What either says is measured against it, never a guarantee.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -124,36 +123,23 @@ def find(name: str, folder: str | None = None, download: bool = True) -> Predict
 
     Without ``download`` the hash of a missing backbone is empty. Raises ModelError.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from facecrowd.stages.attributes import ATTRIBUTES, SHIPPED, Calibration, PredictorError, locate
+    from facecrowd.stages.attributes import Card
     from facecrowd.stages.attributes import Predictor as Net
 
-    file = locate(name)
-    if name not in SHIPPED and file.suffix != ".safetensors":
-        raise PredictorError(f"{file}: an attribute predictor is a .safetensors file")
-    try:
-        with safe_open(str(file), framework="np") as stored:
-            about = json.loads((stored.metadata() or {}).get("facecrowd", "{}"))
-            tensors = {key: stored.get_tensor(key) for key in ("temperature", "prior")}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise PredictorError(f"{file} is no attribute predictor: {str(error).splitlines()[0]}") from None
-    if about.get("kind") != "attribute predictor" or tuple(about.get("attributes", ())) != ATTRIBUTES:
-        raise PredictorError(f"{file} is no predictor of CelebA's 40 attributes; train one: facecrowd train attributes")
-    backbone, digest = str(about["backbone"]), str(about.get("backbone_sha256", ""))
-    if backbone in models.MODELS:
+    card = Card.read(name)
+    backbone, digest = card.backbone, card.backbone_sha256
+    if card.base is None and backbone in models.MODELS:
         digest = ""
         try:
             digest = models.sha256(models.path(backbone, folder=folder, download=download))
         except models.Unobtainable:
             if download:
                 raise
-    elif not digest:
-        backbone = ""
+    elif card.base is None:
+        backbone = digest = ""
     if download:
         Net.load(name, folder)  # what does not fit together is found before any work
-    threshold = Calibration(**tensors).threshold
-    return Predictor(name, models.sha256(file), backbone, digest, tuple(float(t) for t in threshold))
+    return Predictor(name, card.sha256, backbone, digest, tuple(float(t) for t in card.calibration.threshold))
 
 
 def priors(name: str, wanted: Sequence[str], folder: str | None = None) -> dict[str, float]:

@@ -165,6 +165,82 @@ class Calibration:
         return values
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a predictor's file says of itself; reading it loads no network.
+
+    backbone : by its name in the model registry, "googlenet" where the file brings it, or the predictor ``base`` on
+        whose features its forests grew, by its name; backbone_sha256 : of that file, empty for GoogLeNet
+    splits : of the people whom it learned from; about : all of its metadata
+    """
+
+    file: Path
+    sha256: str
+    backbone: str
+    backbone_sha256: str
+    splits: tuple[str, ...]
+    calibration: Calibration
+    about: dict[str, Any]
+    base: Card | None = None
+
+    @classmethod
+    def read(cls, name: str | os.PathLike[str]) -> Card:
+        """Of a shipped predictor by name, or of a file. Raises ``PredictorError``."""
+        file = locate(name)
+        try:
+            if file.suffix != ".safetensors":
+                raise ValueError("its name does not end in .safetensors")
+            with safe_open(str(file), framework="pt") as stored:
+                about = json.loads((stored.metadata() or {}).get("facecrowd", "{}"))
+                if not isinstance(about, dict) or about.get("kind") != "attribute predictor":
+                    raise ValueError("it says of itself that it is something else")
+                if about.get("attributes") != list(ATTRIBUTES):
+                    raise ValueError("its attributes are not CelebA's 40")
+                calibration = _calibration(*(stored.get_tensor(key).float() for key in ("temperature", "prior")))
+                grown = "forests.feature" in stored.keys()  # noqa: SIM118 (not a mapping)
+            backbone, digest, splits, side = (about.get(k) for k in ("backbone", "backbone_sha256", "splits", "side"))
+            if not isinstance(backbone, str) or not (grown or backbone in {"googlenet", *BACKBONES}):
+                raise ValueError(f"its backbone is {backbone!r}, not one of googlenet, {', '.join(BACKBONES)}")
+            if not isinstance(digest, str | None) or (side is not None and (type(side) is not int or side < 1)):
+                raise ValueError("its backbone_sha256 is no text, or its side no number of pixels")
+            if not isinstance(splits, list) or not splits or not all(isinstance(split, str) for split in splits):
+                raise ValueError("its splits do not say whom it learned from")
+            base = _base(file, backbone, digest) if grown and backbone != "googlenet" else None
+            return cls(file, models.sha256(file), backbone, digest or "", tuple(splits), calibration, about, base)
+        except REFUSED as error:
+            raise _refusal(file, error) from None
+
+
+REFUSED = (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
+"""What a malformed file makes readers raise."""
+
+
+def _refusal(file: Path, error: Exception) -> PredictorError:
+    what = " ".join(str(error).split())[:200]
+    return PredictorError(
+        f"{file} is no attribute predictor of this version ({what}); train one with: facecrowd train attributes"
+    )
+
+
+def _calibration(temperature: Tensor, prior: Tensor) -> Calibration:
+    """Raises ``ValueError`` for numbers that calibrate nothing."""
+    if {tuple(temperature.shape), tuple(prior.shape)} != {(len(ATTRIBUTES),)}:
+        raise ValueError(f"its arrays are not of {len(ATTRIBUTES)} attributes")
+    if not ((temperature > 0) & torch.isfinite(temperature)).all():
+        raise ValueError("its temperatures are not all above 0 and finite")
+    if not ((prior > 0) & (prior < 1)).all():
+        raise ValueError("its priors do not all lie between 0 and 1")
+    return Calibration(temperature.numpy(), prior.numpy())
+
+
+def _base(file: Path, name: str, digest: str | None) -> Card:
+    """Of the predictor on which the forests of ``file`` grew: shipped, or beside them. Raises ``PredictorError``."""
+    below = locate(name if name in SHIPPED else file.with_name(f"{name}.safetensors"))
+    if models.sha256(below) != digest:
+        raise PredictorError(f"{file} was trained on other weights of {name}; train it again on these")
+    return Card.read(below)
+
+
 class Predictor(nn.Module):
     """40 calibrated probabilities per face. ``name`` and ``sha256`` say which weights spoke."""
 
@@ -193,49 +269,38 @@ class Predictor(nn.Module):
 
         Raises ``PredictorError``, or ``ModelError`` where the backbone cannot be had.
         """
-        file = locate(name)
+        card = Card.read(name)
         try:
-            with safe_open(str(file), framework="pt") as stored:
-                about = json.loads((stored.metadata() or {}).get("facecrowd", "{}"))
+            with safe_open(str(card.file), framework="pt") as stored:
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (not a mapping)
-            if about.get("kind") != "attribute predictor" or tuple(about["attributes"]) != ATTRIBUTES:
-                raise ValueError("it says of itself that it is something else")
-            descriptor, head = cls._parts(file, about, tensors, folder)
-            calibration = Calibration(tensors["temperature"].numpy(), tensors["prior"].numpy())
-            said = head.attributes if isinstance(head, Forests) else head.out_features
-            if {said, *calibration.temperature.shape, *calibration.prior.shape} != {len(ATTRIBUTES)}:
+            if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+                raise ValueError("its weights are not all finite")
+            descriptor, head = cls._parts(card, tensors, folder)
+            if (head.attributes if isinstance(head, Forests) else head.out_features) != len(ATTRIBUTES):
                 raise ValueError(f"its arrays are not of {len(ATTRIBUTES)} attributes")
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise PredictorError(
-                f"{file} is no attribute predictor of this version ({what}); train one with: facecrowd train attributes"
-            ) from None
-        label = str(name) if str(name) in SHIPPED else file.stem
-        made = cls(label, models.sha256(file), descriptor, head, calibration, about)
+        except REFUSED as error:
+            raise _refusal(card.file, error) from None
+        label = str(name) if str(name) in SHIPPED else card.file.stem
+        made = cls(label, card.sha256, descriptor, head, card.calibration, card.about)
         return made.requires_grad_(False).eval().to(device)
 
     @classmethod
     def _parts(
         cls,
-        file: Path,
-        about: dict[str, Any],
+        card: Card,
         tensors: dict[str, Tensor],
         folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
     ) -> tuple[Descriptor, nn.Linear | Forests]:
-        """Backbone and head; forests build on another predictor, which is shipped or lies beside them."""
-        backbone = str(about["backbone"])
-        if backbone == "googlenet":
+        """Backbone and head; forests build on another predictor."""
+        if card.backbone == "googlenet":
             network = GoogLeNet.restore(_below(tensors, "googlenet"))
-            return Descriptor(network, about.get("side")), network.head[1]  # type: ignore[return-value]
-        if "forests.feature" in tensors:
-            base = cls.load(backbone if backbone in SHIPPED else file.with_name(f"{backbone}.safetensors"), folder)
-            if base.sha256 != about["backbone_sha256"]:
-                raise PredictorError(f"{file} was trained on other weights of {base.name}; train it again on these")
-            return base.descriptor, Forests.restore(_below(tensors, "forests"))
+            return Descriptor(network, card.about.get("side")), network.head[1]  # type: ignore[return-value]
+        if card.base is not None:
+            return cls.load(card.base.file, folder).descriptor, Forests.restore(_below(tensors, "forests"))
         weight, bias = tensors["head.weight"].float(), tensors["head.bias"].float()
         head = nn.Linear(weight.shape[1], weight.shape[0])
         head.load_state_dict({"weight": weight, "bias": bias})
-        return Descriptor.load(backbone, folder), head
+        return Descriptor.load(card.backbone, folder), head
 
     def logits(self, x: Tensor) -> Tensor:
         """x (N, 3, H, W), RGB in [0, 1], to calibrated logits (N, A); differentiable but for forests."""

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from facecrowd.jobs.audit import audit_release
+from facecrowd.jobs.cli import app
 from facecrowd.pipeline import attributes, ray_data
 from facecrowd.pipeline import release as releases
 from facecrowd.pipeline.config import Policy, ReleaseConfig
@@ -56,7 +58,8 @@ def write(file: Path, seed: int = 1, **about: Any) -> str:
         "temperature": torch.ones(40),
         "prior": torch.linspace(0.2, 0.8, 40),
     }
-    said = {"kind": "attribute predictor", "backbone": "arcface-mobilefacenet", "attributes": ATTRIBUTES, **about}
+    said = {"kind": "attribute predictor", "backbone": "arcface-mobilefacenet", "attributes": ATTRIBUTES}
+    said |= {"splits": ["own people"], "subjects": 5, **about}
     save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
     return str(file)
 
@@ -424,6 +427,27 @@ def test_what_is_no_predictor_is_refused_before_any_work(tmp_path: Path, setting
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "release.workspace").exists()
+
+
+@pytest.mark.parametrize("what", ["no backbone", "a list", "prior 1", "temperature 0", "NaN"])
+def test_a_malformed_predictor_is_one_sentence_and_ends_the_command_with_2(
+    tmp_path: Path, flags: Callable[..., list[str]], what: str
+) -> None:
+    file = tmp_path / "p.safetensors"
+    write(file, **({"backbone": None} if what == "no backbone" else {}))
+    tensors = load_file(str(file))
+    with safe_open(str(file), framework="np") as stored:
+        said = json.loads(stored.metadata()["facecrowd"])
+    bad = {"prior 1": ("prior", 1.0), "temperature 0": ("temperature", 0.0), "NaN": ("prior", float("nan"))}
+    if what in bad:
+        tensors[bad[what][0]][7] = bad[what][1]
+    save_file(tensors, str(file), metadata={"facecrowd": json.dumps([said] if what == "a list" else said)})
+    asked = ("--quasi-identifiers", "Male", "--predictor", str(file))
+    result = CliRunner().invoke(app, flags(tmp_path / "release", *asked))
+    assert result.exit_code == 2, result.output
+    assert " ".join(result.stderr.split()).count("is no attribute predictor of this version") == 1
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "release").exists()
 
 
 def test_a_column_that_neither_the_table_nor_a_predictor_knows_is_named_with_what_there_is(

@@ -25,6 +25,7 @@ from facecrowd.stages.attributes import (
     STEER,
     Attributes,
     Calibration,
+    Card,
     Descriptor,
     Predictor,
     PredictorError,
@@ -280,12 +281,39 @@ def broken(tmp_path: Path, googlenet: Path, what: str) -> Path:
         about["attributes"] = ["Male"]
     elif what == "no temperature":
         return _without(file, tensors, "temperature", about)
+    elif what == "metadata that is a list":
+        save_file(tensors, str(file), metadata={"facecrowd": json.dumps([about])})
+        return file
+    elif what == "no backbone":
+        del about["backbone"]
+    elif what == "a backbone that is a list":
+        about["backbone"] = ["googlenet"]
+    elif what == "no splits":
+        about["splits"] = None
+    elif what == "side 0":
+        about["side"] = 0
+    elif what in BAD_NUMBERS:
+        name, value = BAD_NUMBERS[what]
+        array = tensors.get(name, torch.full((40,), 0.5)).clone()
+        array.view(-1)[3] = value
+        tensors[name] = array
     elif what == "a missing layer":
         del tensors["googlenet.body.0.0.weight"]
     elif what == "39 outputs":
         for end in ("weight", "bias"):
             tensors[f"googlenet.head.1.{end}"] = tensors[f"googlenet.head.1.{end}"][:39].contiguous()
     return stored(file, tensors, **about)
+
+
+BAD_NUMBERS = {
+    "prior 0": ("prior", 0.0),
+    "prior 1": ("prior", 1.0),
+    "prior NaN": ("prior", float("nan")),
+    "temperature 0": ("temperature", 0.0),
+    "temperature infinite": ("temperature", float("inf")),
+    "temperature NaN": ("temperature", float("nan")),
+    "a weight that is NaN": ("googlenet.head.1.bias", float("nan")),
+}
 
 
 def _without(file: Path, tensors: dict[str, torch.Tensor], name: str, about: dict[str, Any]) -> Path:
@@ -304,6 +332,12 @@ def _without(file: Path, tensors: dict[str, torch.Tensor], name: str, about: dic
         "a backbone nobody knows",
         "other attributes",
         "no temperature",
+        "metadata that is a list",
+        "no backbone",
+        "a backbone that is a list",
+        "no splits",
+        "side 0",
+        *BAD_NUMBERS,
         "a missing layer",
         "39 outputs",
     ],
@@ -314,6 +348,17 @@ def test_a_file_that_is_no_predictor_fails_with_one_clear_sentence(tmp_path, goo
         Predictor.load(file)
     assert str(file) in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_is_read_without_the_backbone_and_says_what_the_predictor_says(name, monkeypatch):
+    monkeypatch.setattr(models, "path", None)
+    card = Card.read(name)
+    assert (card.backbone, list(card.splits)) == (about(name)["backbone"], about(name)["splits"])
+    assert card.sha256 == models.sha256(locate(name))
+    assert (card.base is not None) == (name == "googlenet-forest")
+    if card.base is not None:
+        assert card.base.sha256 == card.backbone_sha256 == models.sha256(locate("attributes-googlenet"))
 
 
 def test_a_name_that_is_none_and_weights_that_are_not_installed_are_told(monkeypatch, tmp_path):
@@ -367,7 +412,7 @@ def test_the_metadata_of_what_is_shipped_names_no_person_path_or_place():
         assert "\\" not in text
         assert set(about(file.stem)) <= {
             *("kind", "attributes", "splits", "faces", "subjects", "note"),
-            *("backbone", "backbone_sha256", "side"),
+            *("backbone", "backbone_sha256", "side", "unlabelled_splits", "unlabelled_crops"),
         }
 
 
