@@ -452,7 +452,16 @@ def demo(
 DataFolder = Annotated[Path, typer.Option(help="Folder of photos as PERSON/PHOTO, or a file that --pack wrote.")]
 AttributeTable = Annotated[
     Path | None,
-    typer.Option(help="Parquet with image_id and the 40 attributes [default: celeba-attributes.parquet beside DATA]."),
+    typer.Option(
+        help="Parquet or CSV with image_id and the 40 attributes [default: celeba-attributes.parquet beside DATA]."
+    ),
+]
+FaceCache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keeps aligned faces, which show people, for their owner's eyes alone; none keeps nothing "
+        "[default: the user's cache]."
+    ),
 ]
 ModelsFolder = Annotated[str | None, typer.Option(help="Folder of model files, or an insightface root.")]
 
@@ -487,11 +496,13 @@ def train_attributes(
         int, typer.Option(min=0, help="googlenet: Ray Train workers (0: plain torch in this process).")
     ] = 0,
     address: Annotated[str, typer.Option(help="Ray cluster of the workers: local, auto or an address.")] = "local",
-    every: Annotated[int, typer.Option(min=1, help="googlenet: steps between checkpoints.")] = 100,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="googlenet: steps between checkpoints [default: the preset's].")
+    ] = None,
     pack: Annotated[
         Path | None, typer.Option(help="Also write the aligned faces into this file, to train elsewhere.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    cache: FaceCache = None,
     models: ModelsFolder = None,
 ) -> None:
     """Train a predictor of the 40 CelebA attributes on the people of one split."""
@@ -547,7 +558,7 @@ def train_encoder(
     work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Ray Train workers (0: plain torch in this process).")] = 0,
     every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
-    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    cache: FaceCache = None,
     models: ModelsFolder = None,
 ) -> None:
     """Train the encoder that finds a face's latent, on generated faces and, where given, on real ones."""
@@ -599,7 +610,7 @@ def evaluate_attributes(
     ] = "arcface,bisenet,mobilenetv2",
     detailed: Annotated[str, typer.Option(help="Whose 40 attributes to print, comma-separated, or all.")] = "",
     speed: Annotated[bool, typer.Option("--speed", help="Also measure faces per second.")] = False,
-    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    cache: FaceCache = None,
     models: ModelsFolder = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -611,10 +622,9 @@ def evaluate_attributes(
     chosen, kinds = (
         [n.strip() for n in names.split(",") if n.strip() not in ("", "none")] for names in (predictors, probes)
     )
+    wanted = evaluation.detailed(detailed, chosen, kinds)
     found = faces(data, table, cache or CACHE, models, say)
     rows = evaluation.evaluate(found, chosen, kinds, models, say)
-    names = [row["predictor"] for row in rows]
-    wanted = names if detailed == "all" else [n.strip() for n in detailed.split(",") if n.strip()] or names[:2]
     evaluation.show(rows, wanted)
     report: dict[str, Any] = {"predictors": rows}
     if speed:
@@ -667,7 +677,7 @@ def evaluate_generator(
     ] = None,
     encoder: Encoder = None,
     work: WorkFolder = None,
-    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    cache: FaceCache = None,
     models: ModelsFolder = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -721,7 +731,7 @@ def sheet(
     tile: Annotated[int, typer.Option(min=32, help="Side of a face on the sheet, in pixels.")] = 128,
     encoder: Encoder = None,
     work: WorkFolder = None,
-    cache: Annotated[Path | None, typer.Option(help="Keeps aligned faces [default: the user's cache].")] = None,
+    cache: FaceCache = None,
     models: ModelsFolder = None,
 ) -> None:
     """What each method makes of some people's faces, side by side in one picture."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from sklearn.metrics import roc_auc_score
 from facecrowd.jobs import train_attributes as recipes
 from facecrowd.jobs.labelled import Faces
 from facecrowd.pipeline.errors import ConfigError, InputError
+from facecrowd.stages import models as registry
 from facecrowd.stages.attributes import ATTRIBUTES, SHIPPED, Calibration, Descriptor, Predictor, pictures
+from facecrowd.stages.forests import Forests
 
 RESAMPLES = 1000
+ROUNDS, FEATURES = 3, 1000
 BINS = 10
 COMMON = 0.05
 """Attributes with at least this share of positives are asked for a balanced accuracy of 0.60."""
@@ -194,6 +198,20 @@ def evaluate(
     return found
 
 
+def detailed(names: str, predictors: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """Whose attributes to print: ``all``, the comma-separated names, or, where there is none, the first two.
+
+    Raises ConfigError on a name that is not judged.
+    """
+    judged = [name if name in SHIPPED else Path(name).stem for name in predictors] + [f"probe {k}" for k in kinds]
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if wanted == ["all"]:
+        return judged
+    if unknown := [name for name in wanted if name not in judged]:
+        raise ConfigError(f"--detailed {unknown[0]}: is none of all, {', '.join(judged)}")
+    return wanted or judged[:2]
+
+
 def show(found: Sequence[dict[str, Any]], detailed: Sequence[str]) -> None:
     """Print the summary of all, and the attributes of ``detailed``."""
     from rich.console import Console
@@ -262,7 +280,9 @@ def show(found: Sequence[dict[str, Any]], detailed: Sequence[str]) -> None:
 def throughput(
     faces: Faces, predictors: Sequence[str] = SHIPPED, models: str | None = None, count: int = 96
 ) -> list[dict[str, Any]]:
-    """Faces per second of each predictor from decoded crops: one CPU thread, and a GPU where there is one."""
+    """Faces per second on one CPU thread (median of three rounds), and on a GPU where there is one: of each predictor
+    from decoded crops, of forests alone on drawn features, and of ONNX Runtime on the ArcFace network, face by face.
+    """
     crops = faces.take(np.arange(min(count, len(faces)))).pixels()
     threads = torch.get_num_threads()
     rows = []
@@ -280,14 +300,35 @@ def throughput(
             with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
                 row["bf16, GPU"] = _rate(lambda p=predictor, x=x: p.logits(x).sum().item(), len(x))  # type: ignore[misc]
         rows.append(row)
+        if isinstance(predictor.head, Forests):
+            forests = predictor.head
+            drawn = np.random.default_rng(0).standard_normal((FEATURES, int(forests.width)), np.float32)
+            rate = _rate(lambda f=forests, x=drawn: f.predict(x), len(drawn))  # type: ignore[misc]
+            rows.append({"predictor": f"{predictor.name}, forests alone", "NumPy, 1 thread": rate})
+    rows.append({"predictor": "arcface-mobilefacenet", "ONNX Runtime, 1 thread": _onnx_rate(models)})
     return rows
 
 
+def _onnx_rate(models: str | None, faces: int = 32) -> float:
+    """The ArcFace network alone, in the runtime most people use: what the probe on it is compared with."""
+    import onnxruntime
+
+    file = registry.path("arcface-mobilefacenet", folder=models)
+    session = onnxruntime.InferenceSession(str(file), **registry.session("cpu", 1))
+    (given,) = session.get_inputs()
+    face = np.random.default_rng(0).standard_normal((1, 3, 112, 112), np.float32)
+    return _rate(lambda: [session.run(None, {given.name: face}) for _ in range(faces)], faces)
+
+
 def _rate(work: Callable[[], Any], faces: int) -> float:
+    """Faces per second, the median of three rounds after one that does not count."""
     work()
-    started = time.perf_counter()
-    work()
-    return faces / (time.perf_counter() - started)
+    took = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - started)
+    return faces / float(np.median(took))
 
 
 def show_throughput(rows: Sequence[dict[str, Any]]) -> None:

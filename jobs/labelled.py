@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from facecrowd.pipeline.errors import InputError
@@ -25,6 +26,7 @@ from facecrowd.stages.attributes import ATTRIBUTES
 from facecrowd.stages.decode import ReadPhotos, decode
 from facecrowd.stages.detect import Detect
 from facecrowd.stages.encode import Encode
+from facecrowd.stages.models import resolve, sha256
 from facecrowd.stages.stage import OK, Batch
 
 SPLITS = {"steer": 0.45, "judge": 0.35, "test": 0.20}
@@ -34,6 +36,10 @@ QUALITY = 95
 AT_ONCE = 64
 TABLE = "celeba-attributes.parquet"
 CACHE = Path.home() / ".cache" / "facecrowd" / "faces"
+NOWHERE = Path("none")
+"""Given as the cache: keep nothing."""
+VERSION = 1
+"""Grows when the same photos come to be other crops."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Faces:
         return hashlib.sha256(b"".join(sorted(hashlib.sha256(crop).digest() for crop in self.crop))).hexdigest()
 
     def write(self, file: Path) -> None:
-        """Pack into one Parquet file, whole or not at all."""
+        """Pack into one Parquet file, whole or not at all; it shows people, so it is the owner's alone."""
         table = pa.table(
             {
                 "name": self.name.tolist(),
@@ -95,9 +101,11 @@ class Faces:
                 "labels": self.labels.tolist(),
             }
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        pq.write_table(table, partial, compression="none")
+        partial.unlink(missing_ok=True)
+        with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+            pq.write_table(table, stream, compression="none")
         os.replace(partial, file)
 
     @classmethod
@@ -135,9 +143,10 @@ def faces(
 ) -> Faces:
     """The faces of a folder ``<subject>/<photo>``, or of a packed file; of each photo the most prominent one.
 
-    table : Parquet with image_id (``<photo>`` or ``<subject>/<photo>``) and the 40 attributes, each true or false, 1 or
-        0, or 1 or -1; by default ``celeba-attributes.parquet`` beside the folder; without one the labels are NaN.
-    cache : folder that keeps the aligned crops of these photos
+    table : Parquet or CSV with image_id (``<photo>`` or ``<subject>/<photo>``) and the 40 attributes, each true or
+        false, 1 or 0, or 1 or -1; by default ``celeba-attributes.parquet`` beside the folder; without one the labels
+        are NaN
+    cache : folder that keeps the aligned crops of these photos; None or NOWHERE keeps nothing
 
     Raises InputError when there is no photo, or the table cannot be read as such.
     """
@@ -150,7 +159,7 @@ def faces(
     table = table or (default if default.is_file() else None)
     name, subject = np.array([p.name for p in photos]), np.array([p.parent.name for p in photos])
     labels = _labels(table, name.tolist(), subject.tolist())
-    packed = cache / f"faces-{_state(photos)}.parquet" if cache else None
+    packed = cache / f"faces-{_state(photos, models)}.parquet" if cache not in (None, NOWHERE) else None
     if packed is not None and packed.is_file():
         crops = Faces.read(packed).crop
     else:
@@ -162,9 +171,11 @@ def faces(
     return kept
 
 
-def _state(photos: Sequence[Path]) -> str:
-    told = [f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in photos]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+def _state(photos: Sequence[Path], models: str | None) -> str:
+    """What the crops depend on: the photos, the detector and how they are cut."""
+    detector = sha256(resolve(Detect().detector, "detection", folder=models))
+    told = [f"{p.parent.name}/{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in photos]
+    return hashlib.sha256("\n".join([f"{VERSION} {detector} {QUALITY}", *told]).encode()).hexdigest()[:16]
 
 
 def _crops(photos: Sequence[Path], models: str | None, say: Callable[[str], None]) -> list[bytes]:
@@ -193,14 +204,23 @@ def _labels(table: Path | None, names: Sequence[str], subjects: Sequence[str]) -
     labels = np.full((len(names), len(ATTRIBUTES)), np.nan, np.float32)
     if table is None:
         return labels
+    columns = ["image_id", *ATTRIBUTES]
     try:
-        missing = sorted({"image_id", *ATTRIBUTES} - set(pq.read_schema(table).names))
+        if table.suffix.lower() == ".csv":
+            # An image_id of digits alone is a name too.
+            kinds = csv.ConvertOptions(column_types={"image_id": pa.string()})
+            read = csv.read_csv(table, convert_options=kinds)
+            there = read.column_names
+        else:
+            there = pq.read_schema(table).names
+        missing = sorted(set(columns) - set(there))
         if missing:
             raise InputError(f"{table}: lacks the columns {', '.join(missing)}")
-        read = pq.read_table(table, columns=["image_id", *ATTRIBUTES])
+        if table.suffix.lower() != ".csv":
+            read = pq.read_table(table, columns=columns)
         values = np.stack([read[a].to_pandas().to_numpy(np.float32, na_value=np.nan) for a in ATTRIBUTES], axis=1)
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{table}: not a Parquet table of attributes ({_line(error)})") from None
+        raise InputError(f"{table}: not a Parquet or CSV table of attributes ({_line(error)})") from None
     if not np.isin(values[~np.isnan(values)], (-1, 0, 1)).all():
         raise InputError(f"{table}: an attribute is neither true nor false (1 or 0, or 1 or -1)")
     row = {str(name): i for i, name in enumerate(read["image_id"].to_pylist())}

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from facecrowd.jobs import training
-from facecrowd.jobs.labelled import CACHE, SPLITS, Faces
+from facecrowd.jobs.labelled import CACHE, NOWHERE, SPLITS, Faces
 from facecrowd.jobs.labelled import faces as faces_of
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.ray_data import session
@@ -37,6 +37,8 @@ from facecrowd.stages.forests import LEAVES, TREES, Kind, fit_forests
 from facecrowd.stages.networks.googlenet import GoogLeNet
 
 FOLDS = 5
+FEW = 20
+"""People under which a probe is trained with a warning."""
 RIDGE = 0.1
 """Weight of the probes' squared norm, for descriptors of mean square 1; cross-validation is flat from 0.03 to 0.3."""
 RANK = 1500
@@ -216,7 +218,7 @@ def _logit(p: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of GoogLeNet's training. ``steps`` of ``batch`` faces; ``side`` in px."""
+    """Settings of GoogLeNet's training. ``steps`` of ``batch`` faces, a checkpoint ``every`` few; ``side`` in px."""
 
     optimiser: str
     rate: float
@@ -226,6 +228,7 @@ class Preset:
     side: int = 128
     momentum: float = 0.9
     augment: bool = True
+    every: int = 100
 
 
 PRESETS = {
@@ -233,7 +236,7 @@ PRESETS = {
     # iterations" (AnonymousNet, section 5)
     "paper": Preset("sgd", 1e-5, 2e-4, 64, 600_000, augment=False),
     "adamw": Preset("adamw", 2e-3, 5e-2, 64, 1_600),
-    "smoke": Preset("adamw", 1e-3, 5e-2, 8, 12, side=64),
+    "smoke": Preset("adamw", 1e-3, 5e-2, 8, 12, side=64, every=2),
 }
 POLYNOMIAL = 0.5
 VALIDATION_FOLD = 0
@@ -253,7 +256,8 @@ class GoogLeNetTask:
         self.held = faces.take(held)
         if more:
             more = more.take(~np.isin(more.subject, self.held.subject))
-        told = [asdict(preset), seed, faces.fingerprint, more.fingerprint if more else ""]
+        outcome = {name: value for name, value in asdict(preset).items() if name != "every"}
+        told = [outcome, seed, faces.fingerprint, more.fingerprint if more else ""]
         self.identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         parts = [faces.take(~held)] + ([more] if more else [])
         crops = [crop for part in parts for crop in part.pixels()]
@@ -426,7 +430,7 @@ class Order:
     work: Path | None = None
     workers: int = 0
     address: str = "local"
-    every: int = 100
+    every: int | None = None
     pack: Path | None = None
     cache: Path = CACHE
     models: str | None = None
@@ -448,7 +452,8 @@ class Order:
     @property
     def settings(self) -> Preset:
         """GoogLeNet's, with the steps that were asked for."""
-        return replace(PRESETS[self.preset], steps=self.steps or PRESETS[self.preset].steps)
+        preset = PRESETS[self.preset]
+        return replace(preset, steps=self.steps or preset.steps, every=self.every or preset.every)
 
 
 def run(order: Order, say: Callable[[str], None]) -> None:
@@ -466,6 +471,8 @@ def run(order: Order, say: Callable[[str], None]) -> None:
         )
     say(f"{order.kind}: {len(chosen)} faces of {len(people)} people of the split {order.split}")
     if order.kind in PROBES:
+        if len(people) < FEW:
+            say(f"warning: {len(people)} people are few to learn from; expect it to err on others (under {FEW})")
         train_probe(order.kind, chosen, order.output, order.models)
     elif order.kind == "googlenet-forest":
         train_forest(order.base, chosen, order.output, order.forest)
@@ -480,6 +487,7 @@ def train_googlenet(order: Order, found: Faces, chosen: Faces, say: Callable[[st
     Of the people of ``found``, only those it may learn from take part unlabelled; others may be of any split, and the
     file says so. What tells their collection again is written too: to be judged on that is refused.
     """
+    folder = order.work or order.output.with_suffix(".work")
     more: Faces | None = None
     taught = NOTHING
     if order.unlabelled is not None:
@@ -488,26 +496,27 @@ def train_googlenet(order: Order, found: Faces, chosen: Faces, say: Callable[[st
         held = chosen.subject[chosen.folds(FOLDS) == VALIDATION_FOLD]
         allowed = {*chosen.subject.tolist()} - {*held.tolist()}
         more = more.take(~np.isin(more.subject, list({*found.subject.tolist()} - allowed)))
-        more, taught = _taught(more, order, say)
+        more, taught = _taught(more, order, folder, say)
         taught = taught.and_on(more, collection)
-    folder = order.work or order.output.with_suffix(".work")
 
     def make() -> GoogLeNetTask:
         return GoogLeNetTask(chosen, more, order.settings)
 
     if order.workers:
         with session(order.address):
-            task = training.train_on_ray(make, folder, order.every, order.workers, torch.cuda.is_available(), say)
+            task = training.train_on_ray(
+                make, folder, order.settings.every, order.workers, torch.cuda.is_available(), say
+            )
     else:
-        task = training.train(make, folder, order.every, say=say)
+        task = training.train(make, folder, order.settings.every, say=say)
     finish_googlenet(task, chosen, order.output, taught)
 
 
-def _taught(more: Faces, order: Order, say: Callable[[str], None]) -> tuple[Faces, Taught]:
+def _taught(more: Faces, order: Order, folder: Path, say: Callable[[str], None]) -> tuple[Faces, Taught]:
     """The faces as the teacher labels them, kept: a resumed training must meet the same labels to the last bit."""
     teacher = Predictor.load(order.teacher, order.models)
     told = hashlib.sha256(f"{teacher.sha256} {more.fingerprint}".encode()).hexdigest()
-    file = order.cache / f"labelled-{told[:16]}.parquet"
+    file = (folder if order.cache == NOWHERE else order.cache) / f"labelled-{told[:16]}.parquet"
     if not file.is_file():
         say(f"{teacher.name} labels {len(more)} faces of {order.unlabelled}")
         pseudo_labelled(more, order.teacher, order.models).write(file)

@@ -30,6 +30,9 @@ LOG = "log.jsonl"
 RUN = "ray-"
 """Beginning of the names of Ray's folders; the rest is what is trained."""
 OTHER = "{folder}: holds a training of other data or settings; give another --work folder, or remove it"
+UNFINISHED = (
+    "{folder}: holds a training that Ray workers have not finished; give --workers to go on, or another --work folder"
+)
 
 
 class Task(Protocol):
@@ -81,10 +84,12 @@ def train(
 ) -> T:
     """Train in this process; ``folder`` keeps the checkpoint and ``log.jsonl``, one line of figures per report.
 
-    Raises ConfigError when the folder holds a checkpoint of other data or settings.
+    Raises ConfigError when the folder holds a checkpoint of other data or settings, or one of Ray Train's alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     task, start = make(), 0
+    if not (folder / CHECKPOINT).exists() and any(folder.glob(f"{RUN}*")):
+        raise ConfigError(UNFINISHED.format(folder=folder))
     if (folder / CHECKPOINT).exists():
         start = _take_up(task, _read(folder / CHECKPOINT), folder)
         say(f"resuming at step {start} of {task.steps}")

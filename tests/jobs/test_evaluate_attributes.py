@@ -222,10 +222,11 @@ def invoke(*arguments: Any) -> Result:
     return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
-def test_the_command_prints_and_writes_the_same_figures(labelled, tmp_path):
+def test_the_command_prints_and_writes_the_same_figures(labelled, tmp_path, model_folder):
     labelled.write(tmp_path / "faces.parquet")
     file = drawn(tmp_path / "small.safetensors", ["judge"])
     arguments = ["evaluate", "attributes", "--data", tmp_path / "faces.parquet", "--predictors", file]
+    arguments += ["--models", model_folder] if model_folder else []
     result = invoke(*arguments, "--probes", "none", "--json", tmp_path / "figures.json", "--speed")
     assert result.exit_code == 0, result.stderr
     (row,) = json.loads((tmp_path / "figures.json").read_text())["predictors"]
@@ -234,6 +235,25 @@ def test_the_command_prints_and_writes_the_same_figures(labelled, tmp_path):
     assert "Wearing_Necktie" in result.stdout
     assert "trained on judge (5 people)" in " ".join(result.stdout.split())
     assert "small: faces/s: fp32, 1 thread" in result.stdout
+    assert "arcface-mobilefacenet: faces/s: ONNX Runtime, 1 thread" in result.stdout
+
+
+def test_the_forests_are_also_timed_alone(labelled, model_folder):
+    rows = evaluation.throughput(labelled, ["googlenet-forest"], model_folder, count=2)
+    names = ["googlenet-forest", "googlenet-forest, forests alone", "arcface-mobilefacenet"]
+    assert [row["predictor"] for row in rows] == names
+    assert rows[1]["NumPy, 1 thread"] > rows[0]["fp32, 1 thread"]
+    assert rows[2]["ONNX Runtime, 1 thread"] > 0
+
+
+def test_detailed_names_only_what_is_judged(tmp_path):
+    asked = (["attributes-arcface", "folder/mine.safetensors"], ["bisenet"])
+    assert evaluation.detailed("all", *asked) == ["attributes-arcface", "mine", "probe bisenet"]
+    assert evaluation.detailed("mine, probe bisenet", *asked) == ["mine", "probe bisenet"]
+    assert evaluation.detailed("", *asked) == ["attributes-arcface", "mine"]
+    result = invoke("evaluate", "attributes", "--data", tmp_path, "--detailed", "arcfce")
+    assert result.exit_code == 2
+    assert "--detailed arcfce: is none of all, attributes-arcface, " in result.stderr
 
 
 def test_a_predictor_or_probe_that_is_none_is_one_sentence(labelled, tmp_path):

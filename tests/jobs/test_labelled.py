@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -90,20 +92,58 @@ def test_a_folder_and_its_table_become_aligned_labelled_faces(collection, read):
     assert {pixels.shape for pixels in read.take(np.arange(4)).pixels()} == {(256, 256, 3)}
 
 
-def test_the_crops_are_kept_and_a_changed_table_is_read_again(collection, read, model_folder, tmp_path, monkeypatch):
+def test_what_is_kept_of_people_is_for_its_owner_alone_and_nothing_where_nothing_is_to_be(
+    collection, model_folder, tmp_path, monkeypatch
+):
+    without_networks(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    umask = os.umask(0o022)
+    try:
+        found = faces(collection, cache=tmp_path / "cache", models=model_folder)
+        found.write(tmp_path / "pack.parquet")
+        for nowhere in (labelled.NOWHERE, None):
+            assert faces(collection, cache=nowhere, models=model_folder).crop == found.crop
+    finally:
+        os.umask(umask)
+    (kept,) = (tmp_path / "cache").iterdir()
+    modes = [path.stat().st_mode & 0o777 for path in (kept.parent, kept, tmp_path / "pack.parquet")]
+    assert modes == [0o700, 0o600, 0o600]
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "pack.parquet"}
+
+
+def test_crops_are_made_again_for_another_photo_detector_or_version(collection, model_folder, tmp_path, monkeypatch):
+    folder, cache = tmp_path / "people", tmp_path / "cache"
+    shutil.copytree(collection, folder)
+    without_networks(monkeypatch)
+
+    def kept() -> int:
+        faces(folder, cache=cache, models=model_folder)
+        return len(list(cache.iterdir()))
+
+    assert (kept(), kept()) == (1, 1)
+    photo = next(folder.glob("*/*.jpg"))
+    os.utime(photo, ns=(0, photo.stat().st_mtime_ns + 1))
+    assert kept() == 2
+    monkeypatch.setattr(labelled, "sha256", lambda file: "of another detector")
+    assert kept() == 3
+    monkeypatch.setattr(labelled, "VERSION", labelled.VERSION + 1)
+    assert kept() == 4
+
+
+def test_the_crops_are_kept_and_a_changed_table_is_read_again(collection, model_folder, tmp_path, monkeypatch):
     folder = tmp_path / "people"
     shutil.copytree(collection, folder)
     shutil.copy(collection.parent / TABLE, tmp_path / TABLE)
     without_networks(monkeypatch)
-    first = faces(folder, cache=tmp_path / "cache")
+    first = faces(folder, cache=tmp_path / "cache", models=model_folder)
     monkeypatch.setattr(labelled, "_crops", lambda *_: pytest.fail("the crops were made again"))
-    again = faces(folder, cache=tmp_path / "cache")
+    again = faces(folder, cache=tmp_path / "cache", models=model_folder)
     assert again.crop == first.crop
     assert again.fingerprint == first.fingerprint
     table = pq.read_table(tmp_path / TABLE)
     flipped = {a: np.logical_not(table[a].to_numpy()) for a in ATTRIBUTES}
     pq.write_table(pa.table({"image_id": table["image_id"], **flipped}), tmp_path / TABLE)
-    changed = faces(folder, cache=tmp_path / "cache")
+    changed = faces(folder, cache=tmp_path / "cache", models=model_folder)
     np.testing.assert_array_equal(changed.labels, 1 - first.labels)
     assert changed.fingerprint != first.fingerprint
 
@@ -165,7 +205,10 @@ def test_a_pack_read_back_is_the_same_also_where_labels_are_unknown(labelled, tm
         (lambda t: t.drop_columns(["Male", "Young"]), "lacks the columns Male, Young"),
         (lambda t: t.drop_columns(["image_id"]), "lacks the columns image_id"),
         (lambda t: t.set_column(1, ATTRIBUTES[0], pa.array([7] * len(t))), "neither true nor false"),
-        (lambda t: t.set_column(1, ATTRIBUTES[0], pa.array(["yes"] * len(t))), "not a Parquet table of attributes"),
+        (
+            lambda t: t.set_column(1, ATTRIBUTES[0], pa.array(["yes"] * len(t))),
+            "not a Parquet or CSV table of attributes",
+        ),
     ],
 )
 def test_a_bad_table_is_one_sentence(collection, tmp_path, monkeypatch, change, said):
@@ -181,7 +224,7 @@ def test_a_table_that_is_none_or_not_there_is_one_sentence(collection, tmp_path,
     without_networks(monkeypatch)
     (tmp_path / "text.parquet").write_text("image_id,Male\n")
     for file in ("text.parquet", "nowhere.parquet"):
-        with pytest.raises(InputError, match=rf"{file}: not a Parquet table of attributes \(.+\)$"):
+        with pytest.raises(InputError, match=rf"{file}: not a Parquet or CSV table of attributes \(.+\)$"):
             faces(collection, tmp_path / file)
     with pytest.raises(InputError, match=r"text.parquet: not a file of faces that --pack wrote"):
         faces(tmp_path / "text.parquet")
@@ -200,3 +243,17 @@ def test_true_is_1_in_tables_of_minus_one_and_one_and_unknown_where_the_table_is
     expected = faces(collection).labels.copy()
     expected[0, ATTRIBUTES.index("Male")] = np.nan
     np.testing.assert_array_equal(faces(collection, tmp_path / "signs.parquet").labels, expected)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_a_csv_table_says_what_the_same_parquet_table_says(collection, tmp_path, monkeypatch, signs):
+    without_networks(monkeypatch)
+    table = pq.read_table(collection.parent / TABLE)
+    if signs:
+        rows = {a: np.where(table[a].to_numpy(), 1, -1) for a in ATTRIBUTES}
+        table = pa.table({"image_id": table["image_id"], **rows})
+    csv.write_csv(table, tmp_path / "table.csv")
+    np.testing.assert_array_equal(faces(collection, tmp_path / "table.csv").labels, faces(collection).labels)
+    (tmp_path / "table.csv").write_text("image_id,Male\n1.jpg,1\n")
+    with pytest.raises(InputError, match="lacks the columns 5_o_Clock_Shadow"):
+        faces(collection, tmp_path / "table.csv")

@@ -194,6 +194,25 @@ def test_augmentation_mirrors_half_of_the_faces_and_moves_none_out_of_sight():
     assert distance.max() <= 16 * 1.2 + 64 * 0.06 + 3
 
 
+def test_a_preset_says_how_often_a_checkpoint_is_written_and_every_overrules_it(labelled):
+    def order(preset: str, every: int | None = None) -> Order:
+        return Order(Path("data"), "googlenet", Path("g.safetensors"), preset=preset, every=every)
+
+    assert [order(p).settings.every for p in ("paper", "adamw", "smoke")] == [100, 100, 2]
+    assert order("smoke", 5).settings.every == 5
+    often = GoogLeNetTask(labelled, None, replace(SMOKE, every=1))
+    assert often.identity == GoogLeNetTask(labelled, None, SMOKE).identity
+
+
+@pytest.mark.parametrize("people,warned", [(19, True), (20, False)])
+def test_a_probe_of_few_people_is_trained_with_a_warning(labelled, tmp_path, monkeypatch, people, warned):
+    labelled.take(np.arange(2 * people)).write(tmp_path / "faces.parquet")
+    monkeypatch.setattr(recipes, "train_probe", lambda *_: None)
+    said: list[str] = []
+    recipes.run(Order(tmp_path / "faces.parquet", "arcface", tmp_path / "a.safetensors", split="all"), said.append)
+    assert any(line.startswith("warning: 19 people are few to learn from") for line in said) == warned
+
+
 def test_the_paper_s_preset_is_the_paper_s():
     paper = PRESETS["paper"]
     assert (paper.optimiser, paper.rate, paper.decay, paper.momentum) == ("sgd", 1e-5, 2e-4, 0.9)

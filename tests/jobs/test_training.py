@@ -136,6 +136,17 @@ def test_a_checkpoint_of_other_data_or_settings_is_refused(tmp_path):
         train(partial(Counter, identity="another"), tmp_path)
 
 
+def test_what_ray_workers_have_not_finished_is_not_begun_anew(tmp_path):
+    (tmp_path / "ray-counter").mkdir()
+    with pytest.raises(
+        ConfigError, match="holds a training that Ray workers have not finished; give --workers to go on"
+    ):
+        train(Counter, tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
+    training.write({"identity": "counter", "step": 3, "task": {"value": 0.0}}, tmp_path / CHECKPOINT)
+    assert train(Counter, tmp_path).taken == [3, 4, 5, 6]
+
+
 def test_draws_of_a_step_depend_on_the_seed_and_the_step():
     draws = {
         (seed, step): float(torch.rand(1, generator=training.generator(seed, step)))
