@@ -99,7 +99,7 @@ def predictors(
 
     brought : attributes of the policy that the input has
 
-    Raises ModelError, and ConfigError where the judge would judge itself.
+    Raises ModelError, and ConfigError where the judge is not independent of the predictor.
     """
     names = (*policy.quasi_identifiers, *policy.sensitive)
     if not names and config.predictor in ("auto", "none"):
@@ -111,11 +111,27 @@ def predictors(
     judges = {"none": None, "auto": JUDGE}.get(config.judge, config.judge)
     steer = find(steers, folder, download) if steers else None
     judge = find(judges, folder, download) if judges and set(policy.quasi_identifiers) & set(ATTRIBUTES) else None
-    if steer and judge and steer.sha256 == judge.sha256:
-        raise ConfigError(
-            f"attributes.judge: {judge.name} is the predictor itself, and would judge itself; name another, or none"
-        )
+    if steer and judge:
+        independent(judge, steer.file, "the predictor")
     return Predictors(steer, judge)
+
+
+def independent(judge: Predictor, other: str, what: str) -> None:
+    """Refuse a judge that shares weights or people with predictor ``other`` (name or file), which is ``what``.
+
+    Raises ConfigError, ModelError.
+    """
+    from facecrowd.stages.attributes import Card, shared
+
+    theirs = Card.read(other)
+    if theirs.sha256 == judge.sha256:
+        raise ConfigError(
+            f"attributes.judge: {judge.name} is {what} itself, and would judge itself; name another, or none"
+        )
+    if common := shared(theirs, Card.read(judge.file)):
+        raise ConfigError(
+            f"attributes.judge: {judge.name} is not independent of {what}: {common}; name another, or none"
+        )
 
 
 def find(name: str, folder: str | None = None, download: bool = True) -> Predictor:

@@ -121,11 +121,19 @@ def steering(config: ReleaseConfig) -> str:
 
 
 def judged_by_another(networks: Sequence[Network], judge: attributes.Predictor | None) -> None:
-    """Refuse a judge that rendered what it would judge. Raises ConfigError."""
-    if judge and any(n.sha256 == judge.sha256 for n in networks if n.purpose == STEERING):
-        raise ConfigError(
-            f"attributes.judge: {judge.name} steers the rendering, and would judge its own work; name another, or none"
-        )
+    """Refuse a judge that rendered what it would judge, or shares weights or people with what did.
+
+    A predictor of the user's own steers the rendering only where it predicts too, and is compared there.
+
+    Raises ConfigError.
+    """
+    for network in networks:
+        if judge is None or network.purpose != STEERING:
+            continue
+        from facecrowd.stages.attributes import SHIPPED
+
+        if network.name in SHIPPED:
+            attributes.independent(judge, network.name, "the predictor that steers the rendering")
 
 
 def _fetched(name: str, purpose: str, folder: str | None, download: bool) -> Network:

@@ -210,6 +210,26 @@ class Card:
         except REFUSED as error:
             raise _refusal(file, error) from None
 
+    def line(self) -> list[Card]:
+        """Itself and the predictors below it."""
+        return [self, *(self.base.line() if self.base else ())]
+
+
+def shared(one: Card, other: Card) -> str:
+    """What makes two predictors err alike, in words: a file, a backbone, people. Empty where they are independent.
+
+    Networks of one kind that were trained apart (two of GoogLeNet) share nothing.
+    """
+    mine, theirs = one.line(), other.line()
+    files = {card.sha256 for card in mine} & {card.sha256 for card in theirs}
+    if files:
+        return f"both build on {next(card.file.stem for card in mine if card.sha256 in files)}"
+    backbones = {card.backbone for card in mine} & {card.backbone for card in theirs} & set(BACKBONES)
+    if backbones:
+        return f"both build on {min(backbones)}"
+    splits = {split for card in mine for split in card.splits} & {split for card in theirs for split in card.splits}
+    return f"both learned from people of {', '.join(sorted(splits))}" if splits else ""
+
 
 REFUSED = (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
 """What a malformed file makes readers raise."""

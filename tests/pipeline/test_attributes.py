@@ -1,7 +1,7 @@
 """Claims of pipeline/attributes.py: attributes that the input does not bring are predicted, released pixels are judged,
 and what either says is called measured.
 
-The shipped predictor infers; the judge of most tests is a file made here: drawn weights on the same backbone.
+The shipped predictor infers; the judge of most tests is a file made here: a GoogLeNet with drawn weights.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 from facecrowd.jobs.audit import audit_release
 from facecrowd.jobs.cli import app
 from facecrowd.pipeline import attributes, ray_data
 from facecrowd.pipeline import release as releases
-from facecrowd.pipeline.config import Policy, ReleaseConfig
+from facecrowd.pipeline.config import Attributes, Policy, ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
 from facecrowd.stages import models
-from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, SHIPPED, STEER, Calibration, Predictor, locate
+from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, SHIPPED, STEER, Calibration, Predictor, locate, pictures
 from facecrowd.stages.decode import decode
+from facecrowd.stages.networks.googlenet import GoogLeNet
 
 Settings = Callable[..., ReleaseConfig]
 Make = Callable[..., Outcome]
@@ -64,9 +66,26 @@ def write(file: Path, seed: int = 1, **about: Any) -> str:
     return str(file)
 
 
+def draw_judge(file: Path, photos: Path, seed: int = 1) -> str:
+    """A GoogLeNet that was never trained but knows the scale of its activations."""
+    torch.manual_seed(seed)
+    network = GoogLeNet().train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(pictures([decode(p.read_bytes()) for p in sorted(photos.rglob("*.jpg"))[:6]], 64))
+    tensors = {f"googlenet.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {"temperature": torch.full((40,), 0.1), "prior": torch.linspace(0.2, 0.8, 40)}
+    said = {"kind": "attribute predictor", "backbone": "googlenet", "side": 64, "attributes": ATTRIBUTES}
+    said |= {"splits": ["own people"], "subjects": 5}
+    save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
+    return str(file)
+
+
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write(tmp_path_factory.mktemp("judge") / "drawn.safetensors")
+def judge(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return draw_judge(tmp_path_factory.mktemp("judge") / "drawn.safetensors", photos)
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +358,7 @@ class _Nothing:
 
 
 def test_an_audit_of_the_released_files_judges_their_attributes_again(
-    predicted: Outcome, monkeypatch: pytest.MonkeyPatch, in_process: releases.Execute, judge: str
+    predicted: Outcome, monkeypatch: pytest.MonkeyPatch, in_process: releases.Execute, judge: str, photos: Path
 ) -> None:
     done: list[str] = []
 
@@ -355,7 +374,7 @@ def test_an_audit_of_the_released_files_judges_their_attributes_again(
     assert report["models"] == predicted.audit["models"]
     assert any(line.startswith("Male shown, measured against predictor") for line in lines)
     kept = Path(judge).read_bytes()
-    write(Path(judge), seed=2)
+    draw_judge(Path(judge), photos, seed=2)
     try:
         with pytest.raises(ConfigError, match="not the file that judged this release"):
             audit_release(predicted.release.root, predicted.workspace.root, Progress(quiet=True))
@@ -409,6 +428,25 @@ def test_a_judge_that_is_the_predictor_itself_is_refused(tmp_path: Path, setting
     same = {"attributes.predictor": judge, "attributes.judge": judge}
     with pytest.raises(ConfigError, match=r"judge: .* is the predictor itself, and would judge itself"):
         releases.prepare(settings(tmp_path / "release", **ASKED, **same))
+
+
+@pytest.mark.parametrize(
+    "steer, judge, why",
+    [
+        ("attributes-googlenet", "googlenet-forest", "both build on attributes-googlenet"),
+        ("googlenet-forest", "attributes-googlenet", "both build on attributes-googlenet"),
+        ("auto", "attributes-googlenet", "both learned from people of steer"),
+        ("auto", "auto", None),
+        ("googlenet-forest", JUDGE, None),
+    ],
+)
+def test_a_judge_that_is_not_independent_of_the_predictor_is_refused(steer: str, judge: str, why: str | None) -> None:
+    config, policy = Attributes(predictor=steer, judge=judge), Policy(quasi_identifiers=("Male",))
+    if why is None:
+        assert attributes.predictors(config, policy, (), download=False).judge is not None
+        return
+    with pytest.raises(ConfigError, match=f"{judge} is not independent of the predictor: {why}; name another, or none"):
+        attributes.predictors(config, policy, (), download=False)
 
 
 @pytest.mark.parametrize("what", ["missing", "junk", "tensors", "other attributes", "pickle", "other backbone"])

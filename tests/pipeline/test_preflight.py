@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from facecrowd.pipeline import preflight
+from facecrowd.pipeline import attributes, preflight
 from facecrowd.pipeline.config import Compute, Detect, ReleaseConfig, load
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.photos import Photo
 from facecrowd.stages import models
+from facecrowd.stages.attributes import JUDGE, STEER, locate
 
 Usage = namedtuple("Usage", "total used free")
 MB = 10**6
@@ -103,3 +104,14 @@ def test_a_recogniser_whose_embeddings_do_not_fit_the_manifests_is_refused(
     monkeypatch.setattr(preflight, "EMBEDDING_SIZE", 128)
     with pytest.raises(ConfigError, match="gives 512 numbers for a face; the manifests hold 128"):
         preflight.model_hashes(Detect(models=model_folder))
+
+
+def test_a_judge_that_steers_the_rendering_or_is_close_to_what_does_is_refused() -> None:
+    steering = preflight.Network(STEER, preflight.STEERING, models.sha256(locate(STEER)), "")
+    preflight.judged_by_another([steering], attributes.find(JUDGE, download=False))
+    preflight.judged_by_another([steering], None)
+    preflight.judged_by_another([], attributes.find(STEER, download=False))
+    with pytest.raises(ConfigError, match=f"{STEER} is the predictor that steers the rendering itself"):
+        preflight.judged_by_another([steering], attributes.find(STEER, download=False))
+    with pytest.raises(ConfigError, match="not independent of the predictor that steers the rendering: both learned"):
+        preflight.judged_by_another([steering], attributes.find("googlenet-forest", download=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from facecrowd.stages.attributes import (
     PredictorError,
     locate,
     pictures,
+    shared,
 )
 from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import encode
@@ -398,6 +400,26 @@ def test_steer_and_judge_share_neither_backbone_nor_split_and_none_saw_the_test(
     assert set(steer["splits"]).isdisjoint(judge["splits"])
     for file in WEIGHTS:
         assert "test" not in about(file.stem)["splits"], file
+
+
+@pytest.mark.parametrize("steer, judge", itertools.combinations(SHIPPED, 2))
+def test_of_what_is_shipped_only_the_judge_is_independent_of_the_others(steer, judge):
+    for one, other in ((steer, judge), (judge, steer)):
+        found = shared(Card.read(one), Card.read(other))
+        assert (found == "") == (JUDGE in (one, other))
+    if (steer, judge) == ("attributes-googlenet", "googlenet-forest"):
+        assert found == "both build on attributes-googlenet"
+
+
+def test_a_backbone_a_base_or_people_in_common_are_named(googlenet, forest, tmp_path):
+    tensors = load_file(str(googlenet))
+    theirs = Card.read(stored(tmp_path / "g.safetensors", tensors, backbone="googlenet", splits=["judge"]))
+    assert shared(Card.read(googlenet), theirs) == ""
+    assert shared(Card.read(forest), Card.read(googlenet)) == "both build on drawn"
+    same = Card.read(stored(tmp_path / "s.safetensors", tensors, backbone="googlenet", splits=["judge", "steer"]))
+    assert shared(Card.read(googlenet), same) == "both learned from people of steer"
+    head = Card.read(stored(tmp_path / "h.safetensors", {}, backbone="bisenet", splits=["other"]))
+    assert shared(head, Card.read(JUDGE)) == "both build on bisenet"
 
 
 def test_what_is_shipped_is_there_and_keeps_to_its_budget():
