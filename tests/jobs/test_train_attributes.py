@@ -204,9 +204,9 @@ def test_a_preset_says_how_often_a_checkpoint_is_written_and_every_overrules_it(
     assert often.identity == GoogLeNetTask(labelled, None, SMOKE).identity
 
 
-@pytest.mark.parametrize("people,warned", [(19, True), (20, False)])
-def test_a_probe_of_few_people_is_trained_with_a_warning(labelled, tmp_path, monkeypatch, people, warned):
-    labelled.take(np.arange(2 * people)).write(tmp_path / "faces.parquet")
+@pytest.mark.parametrize("count,warned", [(19, True), (20, False)])
+def test_a_probe_of_few_people_is_trained_with_a_warning(labelled, tmp_path, monkeypatch, count, warned):
+    labelled.take(np.arange(2 * count)).write(tmp_path / "faces.parquet")
     monkeypatch.setattr(recipes, "train_probe", lambda *_: None)
     said: list[str] = []
     recipes.run(Order(tmp_path / "faces.parquet", "arcface", tmp_path / "a.safetensors", split="all"), said.append)
