@@ -207,8 +207,16 @@ def inferred(predictor: Predictor, probabilities: np.ndarray, policy: Policy, ma
 
 def truth(values: Iterable[str | None]) -> np.ndarray:
     """A table's words for yes and no as (N,) int8: 1, 0, and -1 for anything else."""
-    words = {"1": 1, "true": 1, "yes": 1, "0": 0, "-1": 0, "false": 0, "no": 0}
-    return np.array([words.get(str(v).strip().lower(), UNKNOWN) for v in values], dtype=np.int8)
+    words = {"true": 1, "yes": 1, "false": 0, "no": 0, 1.0: 1, 0.0: 0, -1.0: 0}
+
+    def word(value: str | None) -> str | float:
+        text = str(value).strip().lower()
+        try:
+            return float(text)  # as a column with gaps has numbers: 1.0
+        except ValueError:
+            return text
+
+    return np.array([words.get(word(v), UNKNOWN) for v in values], dtype=np.int8)
 
 
 # ---------------------------------------------------------------------------------------------------------- measured
@@ -237,11 +245,15 @@ def measured(
     released: dict[str, np.ndarray],
     rows: np.ndarray,
     pixels: np.ndarray | None,
+    picture: Sequence[str] | np.ndarray | None = None,
+    unit: tuple[str, np.ndarray] | None = None,
 ) -> dict[str, Any] | None:
     """What an audit says of attributes; None where no predictor spoke.
 
     subject : (N,) of the plan; originals, released : attribute → (N,) object values of the plan; rows : (n,) positions
-    of the released faces; pixels : (n, 40) the judge's probabilities of the released faces
+    of the released faces; pixels : (n, 40) the judge's probabilities of the released faces; picture : (n,) equal where
+    released faces are one picture (default: all differ); unit : over what the interval is drawn, by name, and its (n,)
+    values for the released faces (default: subjects)
     """
     steer, judge = looked.predictors.steer, looked.predictors.judge
     if steer is None and judge is None:
@@ -272,13 +284,21 @@ def measured(
     if judge is not None and pixels is not None:
         shown = judge.values(pixels)
         seen = None if looked.judged is None else judge.values(looked.judged[faces])
+        over, group = unit or ("subjects", subject[rows])
+        pictured = np.arange(len(rows)) if picture is None else np.asarray(picture), over, np.asarray(group)
         for name in policy.quasi_identifiers:
             if name not in known:
                 out["shown"].append({"attribute": name, "not_measured": "no predictor knows this attribute"})
                 continue
             at = known.index(name)
-            found = {"attribute": name, "left_open": _share(released[name][rows] == ANY)}
-            found |= _agreement("released", truth(released[name][rows]), shown[:, at])
+            stated = released[name][rows]
+            told = truth(stated)
+            found = {
+                "attribute": name,
+                "left_open": _share(stated == ANY),
+                "neither": _share((told < 0) & (stated != ANY)),
+                **_shown(told, shown[:, at], *pictured),
+            }
             if seen is not None:
                 found |= _agreement("originals", truth(originals[name][faces]), seen[:, at])
             out["shown"].append(found)
@@ -296,7 +316,43 @@ def _disagreement(subject: np.ndarray, theirs: np.ndarray, ours: np.ndarray) -> 
         "share_of_faces": _share(theirs[both] != ours[both]),
         "subjects": len(people),
         "share_of_subjects": _share(most[0] != most[1]),
+        "neither": _share(theirs < 0),
     }
+
+
+BOOTSTRAPS, SEED = 2000, 0
+
+
+def _shown(told: np.ndarray, seen: np.ndarray, picture: np.ndarray, over: str, group: np.ndarray) -> dict[str, Any]:
+    """The share of distinct pictures whose seen value is the told one, with a 95 % percentile bootstrap over groups.
+
+    A picture counts once, its copies share its weight. Where all groups agree on 0 or 1 every resample does too; the
+    exact (Clopper-Pearson) limit for G groups, 1 - 0.025^(1/G), stands in.
+    """
+    both = (told >= 0) & (seen >= 0)
+    _, which, copies = np.unique(picture[both].astype(str), return_inverse=True, return_counts=True)
+    found: dict[str, Any] = {"released_pictures": len(copies), "released_agreement": None}
+    if not len(copies):
+        return found
+    weight = 1 / copies[which]
+    groups, of = np.unique(group[both].astype(str), return_inverse=True)
+    total = np.bincount(of, weights=weight)
+    right = np.bincount(of, weights=weight * (told[both] == seen[both]))
+    share, exact = right.sum() / total.sum(), 1 - 0.025 ** (1 / len(groups))
+    if not right.any():
+        low, high = 0.0, exact
+    elif np.isclose(right, total).all():
+        low, high = 1 - exact, 1.0
+    else:
+        rng, shares = np.random.default_rng(SEED), np.empty(BOOTSTRAPS)
+        even = np.full(len(groups), 1 / len(groups))
+        for i in range(BOOTSTRAPS):  # one at a time: a table of all draws would be as long as the release times these
+            drawn = rng.multinomial(len(groups), even)
+            shares[i] = drawn @ right / (drawn @ total)
+        low, high = np.quantile(shares, [0.025, 0.975])
+    found |= {"released_agreement": share, "low": low, "high": high}
+    found = {name: value if name == "released_pictures" else round(float(value), 6) for name, value in found.items()}
+    return {**found, "over": over, "groups": len(groups)}
 
 
 def _agreement(what: str, planned: np.ndarray, seen: np.ndarray) -> dict[str, Any]:

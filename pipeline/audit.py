@@ -164,6 +164,8 @@ def audit(
             plan.released,
             rows,
             released.attributes,
+            released.hashes,
+            ("classes", plan.class_id[rows]) if method.of_class else ("subjects", plan.subject_id[rows]),
         ),
         "reidentification": _attacks(plan, released, key, models),
         "detection_rate": round(float(released.detected.mean()), 6) if len(rows) else None,

@@ -79,27 +79,38 @@ def attribute_lines(audit: Audit) -> list[str]:
         left = f"; unknown: {', '.join(unknown)} of faces" if unknown else ""
         lines.append(f"attributes predicted by {found['predictor']}: {', '.join(found['predicted'])}{left}")
     for row in found["disagreement"]:
-        said = "nothing to compare"
+        said = "nothing to compare" + (": the input's values are not yes and no" if row["neither"] else "")
         if row["faces"]:
             said = (
                 f"differs from the input's for {row['share_of_faces']:.1%} of {row['faces']} faces, "
                 f"{row['share_of_subjects']:.1%} of {row['subjects']} subjects"
+                + (f"; {row['neither']:.1%} of the input's values are neither yes nor no" if row["neither"] else "")
             )
         lines.append(f"{row['attribute']} by predictor {found['predictor']}: {said}")
     for row in found["shown"]:
-        lines.append(f"{row['attribute']} shown, measured against predictor {found['judge']}: {_shown(row)}")
+        predicted = row["attribute"] in found["predicted"]
+        value = f"the value predicted by {found['predictor']}" if predicted else "their own value"
+        lines.append(f"{row['attribute']} shown, measured against predictor {found['judge']}: {_shown(row, value)}")
     return lines
 
 
-def _shown(row: dict[str, Any]) -> str:
+def _shown(row: dict[str, Any], value: str) -> str:
+    """``value``: what the originals' value is called."""
     if "not_measured" in row:
         return f"not measured ({row['not_measured']})"
-    if not row["released_faces"]:
-        return "nothing to compare: the release leaves it open (*)"
-    originals = row.get("originals_agreement")
-    beside = "" if originals is None else f" (of originals and their own value: {originals:.1%})"
     left = f"; {row['left_open']:.1%} left open (*)" if row["left_open"] else ""
-    return f"{row['released_agreement']:.1%} of {row['released_faces']} faces show the released value{beside}{left}"
+    left += f"; {row['neither']:.1%} neither yes nor no" if row["neither"] else ""
+    if not row["released_pictures"]:
+        return f"nothing to compare: {'its values are not yes and no' if row['neither'] else LEFT_OPEN}"
+    originals = row.get("originals_agreement")
+    beside = "" if originals is None else f" (of originals and {value}: {originals:.1%})"
+    return (
+        f"{row['released_agreement']:.1%} [{row['low']:.1%}, {row['high']:.1%}] of {row['released_pictures']} distinct "
+        f"pictures show the released value, over {row['groups']} {row['over']}{beside}{left}"
+    )
+
+
+LEFT_OPEN = "the release leaves it open (*)"
 
 
 def leak_lines(leaks: list[dict[str, str]]) -> str:

@@ -183,7 +183,7 @@ def test_near_the_threshold_a_quasi_identifier_is_unknown_and_a_sensitive_value_
         for name in open_faces:
             assert set(public(outcome)[name].to_pylist()) == {"*"}
             (shown,) = (row for row in outcome.audit["attributes"]["shown"] if row["attribute"] == name)
-            assert (shown["left_open"], shown["released_faces"]) == (1, 0)
+            assert (shown["left_open"], shown["released_pictures"]) == (1, 0)
         assert all(dict(row["originals"])["Attractive"] in "01" for row in private(outcome, "plan"))
 
 
@@ -256,6 +256,7 @@ def test_a_predictor_that_is_named_speaks_of_what_is_brought_and_the_disagreemen
         "share_of_faces": round(float(np.mean(wrong)), 6),
         "subjects": 6,
         "share_of_subjects": round(float(np.mean(majority)), 6),
+        "neither": 0.0,
     }
     assert f"Male by predictor {STEER}: differs from the input's" in outcome.release.read("README.md").decode()
 
@@ -274,6 +275,7 @@ def test_disagreement_is_a_share_of_faces_and_of_subjects_majorities() -> None:
     assert found is not None
     assert found["disagreement"] == [
         {"attribute": "Male", "faces": 5, "share_of_faces": 0.4, "subjects": 3, "share_of_subjects": 0.333333}
+        | {"neither": 0.166667}
     ]
     subject[1] = "dan"
     again = attributes.measured(
@@ -285,8 +287,8 @@ def test_disagreement_is_a_share_of_faces_and_of_subjects_majorities() -> None:
 
 
 def test_words_for_yes_and_no_are_read_as_tables_have_them() -> None:
-    words = ["1", "True", "yes", "0", "-1", "FALSE", "no", "*", "", None, "2"]
-    assert attributes.truth(words).tolist() == [1, 1, 1, 0, 0, 0, 0, -1, -1, -1, -1]
+    words = ["1", "1.0", "True", "yes", "0", "-1", "0.0", "-1.0", "FALSE", "no", "*", "", None, "2", "nan"]
+    assert attributes.truth(words).tolist() == [1] * 4 + [0] * 6 + [-1] * 5
 
 
 # ------------------------------------------------------------------------------------------------------------- judge
@@ -315,12 +317,59 @@ def test_agreement_is_of_the_judge_on_released_bytes_with_released_values_beside
         released = [dict(plan[link["face_id"]]["released"])[row["attribute"]] for link in links]
         own = [dict(plan[link["face_id"]]["originals"])[row["attribute"]] for link in links]
         told = [r != "*" for r in released]
-        same = [r == str(v) for r, v, t in zip(released, shown[:, at], told, strict=True) if t]
+        same = {
+            link["sha256"]: r == str(v) for link, r, v in zip(links, released, shown[:, at], strict=True) if r != "*"
+        }
         assert row["left_open"] == pytest.approx(1 - np.mean(told), abs=1e-6)
-        assert row["released_faces"] == sum(told)
-        assert row["released_agreement"] == (pytest.approx(np.mean(same), abs=1e-6) if same else None)
+        assert row["released_pictures"] == len(same)
+        assert row["released_agreement"] == (pytest.approx(np.mean(list(same.values())), abs=1e-6) if same else None)
         agreed = [o == str(v) for o, v in zip(own, seen[:, at], strict=True)]
         assert row["originals_agreement"] == pytest.approx(np.mean(agreed), abs=1e-6)
+
+
+def shown(agree: list[int], picture: list[str], group: list[str], told: str = "1") -> dict[str, Any]:
+    """What is measured of Male where the judge sees ``agree`` and the release states ``told``."""
+    n = len(agree)
+    pixels = np.repeat(np.array(agree, np.float32)[:, None], 40, axis=1)
+    judge = attributes.Predictor("j", "", "", "", (0.5,) * 40)
+    looked = attributes.Looked(attributes.Predictors(judge=judge), ("Male",), 0.0)
+    male = {"Male": np.array([told] * n, dtype=object)}
+    found = attributes.measured(
+        *(Policy(quasi_identifiers=("Male",)), looked, np.array(group, dtype=object), male, male, np.arange(n), pixels),
+        picture=picture,
+        unit=("classes", np.array(group)),
+    )
+    assert found is not None
+    (row,) = found["shown"]
+    return dict(row)
+
+
+def test_a_picture_that_many_faces_show_counts_once() -> None:
+    row = shown([1, 1, 1, 1, 0], ["a", "a", "a", "b", "c"], ["x", "x", "x", "y", "z"])
+    assert (row["released_pictures"], row["groups"], row["over"]) == (3, 3, "classes")
+    assert row["released_agreement"] == 0.666667
+
+
+def test_the_interval_is_over_classes_repeats_exactly_and_holds_the_usual_one() -> None:
+    """Of 200 pictures in as many classes the normal approximation; in 20 classes that agree within, a wider one."""
+    values = [int(i % 10 < 3) for i in range(200)]
+    alone = shown(values, [str(i) for i in range(200)], [str(i) for i in range(200)])
+    assert alone == shown(values, [str(i) for i in range(200)], [str(i) for i in range(200)])
+    assert alone["released_agreement"] == 0.3
+    assert [alone["low"], alone["high"]] == pytest.approx([0.3 - 1.96 * 0.0324, 0.3 + 1.96 * 0.0324], abs=0.015)
+    grouped = shown(sorted(values), [str(i) for i in range(200)], [str(i // 10) for i in range(200)])
+    assert grouped["high"] - grouped["low"] > 2 * (alone["high"] - alone["low"])
+
+
+def test_where_all_pictures_agree_the_interval_still_claims_no_certainty() -> None:
+    row = shown([1, 1, 1], ["a", "b", "c"], ["x", "y", "z"])
+    assert (row["released_agreement"], row["low"], row["high"]) == (1, round(0.025 ** (1 / 3), 6), 1)
+
+
+@pytest.mark.parametrize("told, neither, pictures", [("1.0", 0, 1), ("-1.0", 0, 1), ("*", 0, 0), ("old", 1, 0)])
+def test_values_that_are_not_yes_or_no_are_told_from_those_left_open(told: str, neither: int, pictures: int) -> None:
+    row = shown([1], ["a"], ["x"], told)
+    assert (row["neither"], row["released_pictures"], row["left_open"]) == (neither, pictures, int(told == "*"))
 
 
 def test_what_is_shown_is_called_measured_and_never_guaranteed(predicted: Outcome) -> None:

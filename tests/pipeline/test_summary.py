@@ -96,29 +96,43 @@ def test_what_predictors_said_has_a_line_for_each_attribute_and_names_who_said_i
         "unknown": {"Young": 0.25},
         "disagreement": [
             {"attribute": "Male", "faces": 8, "share_of_faces": 0.5, "subjects": 4, "share_of_subjects": 0.25}
+            | {"neither": 0.0},
+            {"attribute": "Age", "faces": 0, "share_of_faces": None, "subjects": 0, "share_of_subjects": None}
+            | {"neither": 1.0},
         ],
         "shown": [
             {
                 "attribute": "Young",
                 "left_open": 0.25,
-                "released_faces": 6,
+                "neither": 0.0,
+                "released_pictures": 6,
                 "released_agreement": 0.5,
+                "low": 0.2,
+                "high": 0.8,
+                "over": "classes",
+                "groups": 3,
                 "originals_faces": 8,
                 "originals_agreement": 0.75,
             },
-            {"attribute": "Male", "left_open": 1.0, "released_faces": 0, "released_agreement": None},
+            {"attribute": "Male", "left_open": 1.0, "neither": 0.0, "released_pictures": 0, "released_agreement": None},
+            {"attribute": "Age", "left_open": 0.0, "neither": 1.0, "released_pictures": 0, "released_agreement": None},
             {"attribute": "Hat", "not_measured": "no predictor knows this attribute"},
         ],
     }
     lines = [
         "attributes predicted by steer: Young; unknown: Young of 25.0% of faces",
         "Male by predictor steer: differs from the input's for 50.0% of 8 faces, 25.0% of 4 subjects",
-        "Young shown, measured against predictor judge: 50.0% of 6 faces show the released value (of originals and "
-        "their own value: 75.0%); 25.0% left open (*)",
+        "Age by predictor steer: nothing to compare: the input's values are not yes and no",
+        "Young shown, measured against predictor judge: 50.0% [20.0%, 80.0%] of 6 distinct pictures show the "
+        "released value, over 3 classes (of originals and the value predicted by steer: 75.0%); 25.0% left open (*)",
         "Male shown, measured against predictor judge: nothing to compare: the release leaves it open (*)",
+        "Age shown, measured against predictor judge: nothing to compare: its values are not yes and no",
         "Hat shown, measured against predictor judge: not measured (no predictor knows this attribute)",
     ]
     assert attribute_lines(audit) == lines
+    audit["attributes"]["predicted"] = []
+    assert "(of originals and their own value: 75.0%)" in "\n".join(attribute_lines(audit))
+    audit["attributes"]["predicted"] = ["Young"]
     assert set(lines) < set(verdict_lines(audit))
     assert all(line in readme(audit, "files") for line in lines)
 
