@@ -579,7 +579,7 @@ def train_directions(
     overlap: Annotated[
         float, typer.Option(min=0, help="How far correlated attributes may move along: 0 is not at all.")
     ] = 0.1,
-    faces: Annotated[int, typer.Option(min=0, help="Faces to choose rows of w+ on (0: edit all rows).")] = 6,
+    faces: Annotated[int, typer.Option(min=0, help="Faces to choose rows of w+ on (0: edit all rows).")] = 0,
     measure: Annotated[int, typer.Option(min=0, help="Fresh faces to flip each attribute on (0: none).")] = 0,
     work: Annotated[Path | None, typer.Option(help="Keeps faces looked at [default: beside the output].")] = None,
     models: ModelsFolder = None,
