@@ -60,7 +60,11 @@ def write(file: Path, seed: int = 1, **about: Any) -> str:
         "temperature": torch.ones(40),
         "prior": torch.linspace(0.2, 0.8, 40),
     }
-    said = {"kind": "attribute predictor", "backbone": "arcface-mobilefacenet", "attributes": ATTRIBUTES}
+    said: dict[str, Any] = {
+        "kind": "attribute predictor",
+        "backbone": "arcface-mobilefacenet",
+        "attributes": ATTRIBUTES,
+    }
     said |= {"splits": ["own people"], "subjects": 5, **about}
     save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
     return str(file)
@@ -77,7 +81,12 @@ def draw_judge(file: Path, photos: Path, seed: int = 1) -> str:
         network(pictures([decode(p.read_bytes()) for p in sorted(photos.rglob("*.jpg"))[:6]], 64))
     tensors = {f"googlenet.{name}": value for name, value in network.state_dict().items()}
     tensors |= {"temperature": torch.full((40,), 0.1), "prior": torch.linspace(0.2, 0.8, 40)}
-    said = {"kind": "attribute predictor", "backbone": "googlenet", "side": 64, "attributes": ATTRIBUTES}
+    said: dict[str, Any] = {
+        "kind": "attribute predictor",
+        "backbone": "googlenet",
+        "side": 64,
+        "attributes": ATTRIBUTES,
+    }
     said |= {"splits": ["own people"], "subjects": 5}
     save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
     return str(file)
@@ -521,7 +530,8 @@ def test_a_malformed_predictor_is_one_sentence_and_ends_the_command_with_2(
     tmp_path: Path, flags: Callable[..., list[str]], what: str
 ) -> None:
     file = tmp_path / "p.safetensors"
-    write(file, **({"backbone": None} if what == "no backbone" else {}))
+    about: dict[str, Any] = {"backbone": None} if what == "no backbone" else {}
+    write(file, **about)
     tensors = load_file(str(file))
     with safe_open(str(file), framework="np") as stored:
         said = json.loads(stored.metadata()["facecrowd"])
