@@ -17,6 +17,9 @@ def test_the_templates_face_looks_straight_ahead():
     yaw, pitch = td.pose(align.template(256))
     assert abs(yaw) < 0.02
     assert 0.4 < pitch < 0.7
+    low = align.template(256)
+    low[2] = low[3:].mean(axis=0)
+    assert td.pose(low)[1] == pytest.approx(1)
 
 
 def test_yaw_and_pitch_follow_the_nose_and_not_place_size_or_roll():
@@ -53,6 +56,13 @@ def test_a_direction_gets_the_rows_that_change_its_own_reading_and_little_else()
     effect[1] = [[0.0, 0.0], [0.0, 0.4], [0.0, 0.4], [0.3, 0.2]]
     low, middle = td.EDGES[1], td.EDGES[3]
     assert td.choose_rows(effect).tolist() == [[0, low], [low, middle]]
+
+
+def test_rows_that_are_selective_and_weak_are_not_enough():
+    effect = np.zeros((2, 4, 2))
+    effect[:, 0] = [[0.1, 0.0], [0.0, 1.0]]
+    effect[0, 1] = [0.9, 0.3]
+    assert td.choose_rows(effect)[0].tolist() == [0, td.EDGES[2]]
 
 
 def test_where_no_part_of_the_rows_is_enough_all_are_kept():

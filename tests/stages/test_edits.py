@@ -231,6 +231,19 @@ def test_what_already_agrees_is_left_as_it_is(world, networks, directions):
     assert (made.agrees[:, 2] == 1).all()
 
 
+def test_what_agrees_is_not_pulled_back_while_another_attribute_is_edited(world, networks, exact):
+    generator, predictor = networks
+    latent = faces(world, 12)
+    wanted = wish(predictor, generator, latent, "Male")
+    wanted[:, 2] = 1 - wish(predictor, generator, latent, "Smiling")[:, 2]
+    logits = predictor.logits(generator.synthesis(latent, SIDE))[:, 2]
+    sure = logits.abs() > 2
+    made = realise(generator, predictor, exact, latent, wanted, limit=8, size=SIDE)
+    assert sure.any()
+    assert (made.coefficients[sure, 2] == 0).all()
+    assert (made.agrees[:, [0, 2]] == 1).all()
+
+
 def test_beyond_the_limit_the_edit_stops_and_says_that_it_failed(world, networks, directions):
     generator, predictor = networks
     latent = faces(world, 12)
