@@ -79,7 +79,7 @@ def run_demo(output: Path, progress: Progress, methods: bool = False, sheet: Pat
 
 def contact_sheet(workspace: Path) -> bytes:
     """The first face of some people as a JPEG sheet: the original, then what each method released for it."""
-    from facecrowd.jobs.sheet import QUALITY, draw  # brings torch, which the demo does without
+    from facecrowd.jobs.sheet import QUALITY, draw
 
     folder = Folder(str(workspace))
     rows: dict[str, list[np.ndarray]] = {}

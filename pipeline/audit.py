@@ -24,6 +24,7 @@ from facecrowd.privacy.reidentification import Identification, identify
 from facecrowd.stages.runkey import RunKey
 
 SCHEMA = 1
+ENCODER_BACKBONE = "arcface-mobilefacenet"
 PROBES = 20_000
 """Faces attacked at most; more are sampled, whole subjects at a time, and the audit says how many."""
 
@@ -37,8 +38,9 @@ RENDERED = (
     "and from draws of the run key, and depends on nothing else"
 )
 VARIANTS = (
-    "Each class shows up to {surrogates} faces, drawn around it by the run key; which of them stands for a photo is "
-    "drawn too, whoever is on it, so it says nothing of who within the class, and the bound is the same."
+    "Each class shows up to {surrogates} faces, drawn around it by the run key, with pose, expression and light from "
+    "the pool of its people's photos, shuffled; which of them stands for a photo is drawn too, whoever is on it, so it "
+    "says nothing of who within the class, and the bound is the same."
 )
 SELECTED = "All people of a class have the same {select}, which is released, and so no secret of the class."
 KEPT = (
@@ -59,11 +61,13 @@ DEEPBLUR = (
     "is left may still identify the person. The figures below are what the attacks named here achieved; others may "
     "achieve more."
 )
+INFERRED = "That {select} was predicted, so that all of them have it is measured, not certain."
 INPAINT = (
-    "No guarantee: the new face does not depend on the old one, which the search never sees, but hair, neck, clothes "
-    "and background are kept and may still identify the person. The figures below are what the attacks named here "
-    "achieved; others may achieve more."
+    "No guarantee: the search never sees the old face, of which the new one knows the place alone (its landmarks, and "
+    "what JPEG carried over its edge), but hair, neck, clothes and background are kept and may still identify the "
+    "person. The figures below are what the attacks named here achieved; others may achieve more."
 )
+SAME_NETWORK = "The recogniser that was attacked with is also the one the encoder looks through; others may see more."
 PHOTO_OUTPUT = (
     "Measured only: in photo output the background, hair, clothes and placement of the original remain, so the bound "
     "of the class mean does not cover the release."
@@ -137,7 +141,10 @@ def audit(
         "policy": config.public()["policy"],
         "met": all(r["met"] for r in requirements),
         "requirements": requirements,
-        "guarantee": {"kind": "formal" if formal else "measured", "text": _guarantee(config, plan, shown, formal)},
+        "guarantee": {
+            "kind": "formal" if formal else "measured",
+            "text": _guarantee(config, plan, shown, formal, looked.brought),
+        },
         "counts": {
             "photos": counts.photos,
             "rows": len(plan.status),
@@ -173,17 +180,21 @@ def audit(
     }
 
 
-def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, formal: bool) -> str:
+def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, formal: bool, brought: Sequence[str]) -> str:
     method, k = config.method, config.policy.k
     if method.name in PIXEL_METHODS:
         return NO_GUARANTEE
+    same = [SAME_NETWORK] if method.generated and config.detect.recogniser == ENCODER_BACKBONE else []
     if not method.of_class:
-        return INPAINT if method.name == "inpaint" else DEEPBLUR.format(sigma=method.latent_sigma)
+        text = INPAINT if method.name == "inpaint" else DEEPBLUR.format(sigma=method.latent_sigma)
+        return " ".join([text, *same])
     parts = [GUARANTEE.format(k=k, why=RENDERED if method.generated else AVERAGED)] if formal else []
     if formal and method.surrogates > 1:
         parts.append(VARIANTS.format(surrogates=method.surrogates))
     if formal and method.select:
         parts.append(SELECTED.format(select=method.select))
+        if method.select not in brought:
+            parts.append(INFERRED.format(select=method.select))
     if method.keep:
         parts.append(KEPT.format(kept=_and(method.keep), k=k))
     effective = anonymity.effective_k(shown).value if shown is not None else 1.0
@@ -193,7 +204,7 @@ def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, forma
         parts.append(PHOTO_OUTPUT)
     if plan.subjects.source == "clusters":
         parts.append(CLUSTERS.format(split=f"{plan.subjects.split_rate or 0:.1%}"))
-    return " ".join(parts)
+    return " ".join([*parts, *same])
 
 
 def _and(names: Sequence[str]) -> str:

@@ -212,7 +212,8 @@ class _Run:
         predicted = (self.prepared.listing.brought, c.attributes.unknown_margin)
         method = (c.method.name, c.method.select)
         plan = fingerprint(faces, policy, *method, self.prepared.listing.subjects, *people, *predicted)
-        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality, judge, self._renderer)
+        draws = self.salt if c.method.generated else ""
+        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality, judge, self._renderer, draws)
         return {
             "photos": photos,
             "faces": faces,
@@ -251,6 +252,12 @@ class _Run:
     def token(self, purpose: str, name: str, length: int) -> str:
         """A random name in this release alone."""
         return self.key.token(f"{purpose} {self.salt}", name, length)
+
+    @property
+    def draws(self) -> RunKey:
+        """What generated faces are drawn by: a key of this release alone. By the same draws a release whose faces keep
+        something of their photos would tell which face of another release stands for the same photo."""
+        return RunKey(self.key.digest("draws", self.salt))
 
     def parts(self, manifest: Manifest, run: str) -> Parts:
         return self.workspace.parts(manifest, self.names[run])
@@ -396,7 +403,7 @@ class _Run:
             classes = self._surrogates(of_crops, steps.SurrogateSink(surrogates))
             self._table(surrogates, self._member_parts(planned), self._on_ray(classes))
             own = bool(c.method.keep)
-            source = steps.SurrogateSource(plan, surrogates, self.key, c.method.surrogates, own)
+            source = steps.SurrogateSource(plan, surrogates, self.draws, c.method.surrogates, own)
         else:
             source = steps.CropSource(plan, faces)
             if c.method.generated:
@@ -410,7 +417,7 @@ class _Run:
             blend = ray_data.Step(
                 "blend",
                 steps.BlendSource(self.parts(PHOTOS, "photos"), faces, rendered),
-                steps.blend_stages(c.detect, c.release.quality, match_colour=c.method.generated),
+                steps.blend_stages(c.detect, c.release.quality, c.method),
                 steps.PhotoSink(photos),
             )
             self._table(photos, self.batches, self._on_ray(blend))
@@ -454,7 +461,7 @@ class _Run:
         c = self.config
         steering = preflight.steering(c) if c.method.of_class else None
         return steps.Rendering(
-            c.method, self.key, c.detect.crop_size, c.detect.models, steering, c.compute.gpus_per_worker
+            c.method, self.draws, c.detect.crop_size, c.detect.models, steering, c.compute.gpus_per_worker
         )
 
     # ---------------------------------------------------------------------------------------------------- publish

@@ -512,12 +512,18 @@ class PhotoSink:
         )
 
 
-def blend_stages(config: DetectConfig, quality: int, match_colour: bool = False) -> tuple[Stage, ...]:
-    """``match_colour`` where the generator made the faces: their light is its own."""
+def blend_stages(config: DetectConfig, quality: int, method: Method | None = None) -> tuple[Stage, ...]:
+    """A generated face takes the photo's light, its own being the generator's. An inpainted one has it already, and is
+    put back as far as it was hidden from the search: nearer in, the old face would show.
+    """
+    from facecrowd.stages.inpaint import MARGIN
+
+    inpainted = method is not None and method.name == "inpaint"
+    matched = method is not None and method.generated and not inpainted
     return (
         ReadPhotos(max_pixels=config.max_pixels),
         DecodeImages("image", "rendered"),
-        Blend(key="path", match_colour=match_colour),
+        Blend(key="path", match_colour=matched, reach=MARGIN if inpainted else 1.0),
         Encode(column="blended", quality=quality),
     )
 

@@ -35,14 +35,17 @@ SURROUND = 1.8
 
 
 @lru_cache(maxsize=8)
-def face_mask(size: int, fade: float = FADE) -> np.ndarray:
-    """The weight of the surrogate in a crop: (size, size) uint8, 255 on the face, falling smoothly to 0 around it."""
+def face_mask(size: int, fade: float = FADE, reach: float = 1.0) -> np.ndarray:
+    """The weight of the surrogate in a crop: (size, size) uint8, 255 on the face, falling smoothly to 0 around it.
+
+    reach : what is the face, as a multiple of the template's ellipse, less than ``fade``, where the weight is 0
+    """
     y, x = np.mgrid[:size, :size].astype(np.float32)
     radius = np.hypot(
         (x + 0.5 - FACE_CENTRE[0] * size) / (FACE_AXES[0] * size),
         (y + 0.5 - FACE_CENTRE[1] * size) / (FACE_AXES[1] * size),
     )
-    return np.rint(255 * _fade(radius, fade)).astype(np.uint8)
+    return np.rint(255 * _fade(radius / reach, fade / reach)).astype(np.uint8)
 
 
 def paste(
@@ -51,6 +54,7 @@ def paste(
     matrix: np.ndarray,
     box: np.ndarray | None = None,
     match_colour: bool = False,
+    reach: float = 1.0,
 ) -> None:
     """Put a rendered crop back into ``photo``, in place.
 
@@ -61,6 +65,7 @@ def paste(
         template's
     match_colour : bring the surrogate's light and colour nearer to the photo's around it (``matched``). Off where a
         surrogate must depend on nothing but its class: what it is brought nearer to is the original photo
+    reach : as in ``face_mask``
 
     Raises ``ValueError`` where the matrix is not finite: nothing would be pasted, and the face left as it was.
     """
@@ -81,7 +86,7 @@ def paste(
     extent = (int(x2 - x1), int(y2 - y1))
     region = photo[y1:y2, x1:x2]
     face = align.warp(rendered, back, extent, "replicate").astype(np.float32)
-    weight = align.warp(face_mask(size), back, extent, "black").astype(np.float32) / 255
+    weight = align.warp(face_mask(size, reach=reach), back, extent, "black").astype(np.float32) / 255
     if box is not None:
         y, x = np.ogrid[y1:y2, x1:x2]
         weight = np.maximum(weight, _fade(np.hypot((x - centre[0]) / half[0], (y - centre[1]) / half[1])))
@@ -143,6 +148,7 @@ def blend(
     surrogates: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
     covers: Sequence[np.ndarray],
     match_colour: bool = False,
+    reach: float = 1.0,
 ) -> np.ndarray:
     """A photo with all its faces treated: (H, W, 3) uint8 RGB, a new array.
 
@@ -155,7 +161,7 @@ def blend(
     for hidden in covers:
         cover(out, hidden)
     for rendered, matrix, box in reversed(surrogates):
-        paste(out, rendered, matrix, box, match_colour)
+        paste(out, rendered, matrix, box, match_colour, reach)
     return out
 
 
@@ -182,9 +188,11 @@ class Blend(Stage):
     outputs = ("blended", "faces_replaced", "faces_covered", "status", "reason")
     transient = ("blended",)
 
-    def __init__(self, key: str = "path", match_colour: bool = False, resources: Resources | None = None) -> None:
-        """``key`` is the column that names the photo; ``match_colour`` as in ``paste``."""
-        self.key, self.match_colour = key, match_colour
+    def __init__(
+        self, key: str = "path", match_colour: bool = False, reach: float = 1.0, resources: Resources | None = None
+    ) -> None:
+        """``key`` is the column that names the photo; ``match_colour`` and ``reach`` as in ``paste``."""
+        self.key, self.match_colour, self.reach = key, match_colour, reach
         self.resources = resources or Resources()
 
     def setup(self) -> None:
@@ -213,7 +221,7 @@ class Blend(Stage):
                     if not np.isfinite(batch["box"][i]).all():
                         raise ValueError(f"a face has no box to be covered by ({face_status[i]}: {face_reason[i]})")
                 surrogates = [(batch["rendered"][i], batch["matrix"][i], batch["box"][i]) for i in replaced]
-                photos[n] = blend(photo, surrogates, [batch["box"][i] for i in rest], self.match_colour)
+                photos[n] = blend(photo, surrogates, [batch["box"][i] for i in rest], self.match_colour, self.reach)
                 counts[n] = len(replaced), len(rest)
                 status[n], reason[n] = (OK, "") if replaced or rest else (NO_FACE, "no face was found in it")
             except Exception as error:

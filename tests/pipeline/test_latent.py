@@ -24,7 +24,7 @@ from facecrowd.pipeline.errors import ConfigError, PolicyError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.schema import FACES, MEMBERS, PLAN, Manifest
-from facecrowd.pipeline.storage import Folder, Parts
+from facecrowd.pipeline.storage import Folder, Parts, Workspace
 from facecrowd.stages import models
 from facecrowd.stages.attributes import STEER
 from facecrowd.stages.blend import Blend
@@ -106,14 +106,27 @@ def test_every_class_shows_as_many_faces_as_were_asked_for_and_no_other(latent: 
     assert latent.audit["counts"]["distinct_faces"] == len(shown) == 4
 
 
-def test_which_face_stands_for_a_photo_is_drawn_from_the_key_and_the_faces_id_alone(latent: Outcome) -> None:
-    key = RunKey(bytes(range(32)))
+def test_which_face_stands_for_a_photo_is_drawn_from_the_releases_own_key_and_the_faces_id_alone(
+    latent: Outcome,
+) -> None:
     image_of = {(row["class_id"], row["variant"]): row["image"] for row in private(latent, "surrogates")}
     planned = {row["face_id"]: row for row in private(latent, "plan")}
-    for row in private(latent, "rendered"):
-        drawn = int.from_bytes(key.digest("variant", row["face_id"])[:8], "big") % 2
-        assert row["image"] == image_of[planned[row["face_id"]]["class_id"], drawn]
-    many = Counter(steps.variant_of(key, f"face {i}", 3) for i in range(3000))
+    rows = private(latent, "rendered")
+
+    def drawn_by(key: RunKey) -> bool:
+        return all(
+            row["image"] == image_of[planned[row["face_id"]]["class_id"], steps.variant_of(key, row["face_id"], 2)]
+            for row in rows
+        )
+
+    folder = latent.workspace
+    record = releases.Record.read(folder, f"releases/{min(folder.child('releases').names())}")
+    key = RunKey(bytes(range(32)))
+    run = releases._Run(releases.prepare(record.config), Workspace(folder.url), key, Progress(quiet=True))
+    # By the workspace's key itself, two releases of these people would draw alike and so could be laid side by side.
+    assert drawn_by(run.draws)
+    assert not drawn_by(run.key)
+    many = Counter(steps.variant_of(run.draws, f"face {i}", 3) for i in range(3000))
     assert max(many.values()) < 1100
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from facecrowd.stages.align import apply, invert, similarity, template
 from facecrowd.stages.blend import COVER, FADE, SHIFT, Blend, blend, cover, face_mask, paste
+from facecrowd.stages.inpaint import MARGIN
 from facecrowd.stages.obscure import FACE_AXES, FACE_CENTRE
 
 
@@ -24,9 +25,10 @@ def placed(x: float, y: float, size: float, turn: float = 0.2) -> np.ndarray:
     return similarity(face[None], template(256))[0]
 
 
+@pytest.mark.parametrize("reach", [1.0, MARGIN])
 @pytest.mark.parametrize("size", [60, 200, 700])
-def test_no_original_pixel_is_left_inside_the_face(size):
-    """Two photos that differ only inside the face give the same result."""
+def test_no_original_pixel_is_left_inside_the_face(size, reach):
+    """Two photos that differ only inside the face give the same result; an inpainted face reaches as far as hidden."""
     draws = np.random.Generator(np.random.Philox(3))
     photo = draws.integers(0, 256, (500, 600, 3), dtype=np.uint8)
     crop = draws.integers(0, 256, (256, 256, 3), dtype=np.uint8)
@@ -35,13 +37,13 @@ def test_no_original_pixel_is_left_inside_the_face(size):
     y, x = np.indices(photo.shape[:2])
     u, v = np.moveaxis(apply(matrix, np.stack([x, y], -1)), -1, 0)
     face = np.hypot(u / 256 - FACE_CENTRE[0], (v / 256 - FACE_CENTRE[1]) * FACE_AXES[0] / FACE_AXES[1]) < (
-        FACE_AXES[0] - 2.5 / 256 * max(1, 256 / size)
+        reach * FACE_AXES[0] - 2.5 / 256 * max(1, 256 / size)
     )
     assert face.sum() > 0.1 * size**2 * 0.5
     assert inside.shape == (2, 3)
     other = photo.copy()
     other[face] = draws.integers(0, 256, (int(face.sum()), 3), dtype=np.uint8)
-    results = [blend(p, [(crop, matrix, None)], []) for p in (photo, other)]
+    results = [blend(p, [(crop, matrix, None)], [], reach=reach) for p in (photo, other)]
     assert np.array_equal(results[0][face], results[1][face])
 
 
@@ -82,9 +84,11 @@ def test_an_unchanged_crop_pastes_back_without_a_trace(portrait):
 
 
 def test_the_mask_is_whole_on_the_face_and_nothing_at_the_crop_s_edge():
+    for reach in (1.0, MARGIN):
+        edge = face_mask(256, reach=reach)
+        assert max(edge[0].max(), edge[-1].max(), edge[:, 0].max(), edge[:, -1].max()) == 0
     mask = face_mask(256)
     assert (mask[template(256)[:, 1].astype(int), template(256)[:, 0].astype(int)] == 255).all()
-    assert max(mask[0].max(), mask[-1].max(), mask[:, 0].max(), mask[:, -1].max()) == 0
 
 
 def test_a_cover_keeps_nothing_of_the_face():
