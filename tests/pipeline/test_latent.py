@@ -372,7 +372,7 @@ def test_a_judge_that_steers_the_rendering_is_refused(
     file = Path(hats(1, 0, 1, 0, 1, 0))
     file.write_text(file.read_text().replace("Hat", "Male"))
     asked = {"policy.quasi_identifiers": ["Male"], "input.attributes": str(file), "attributes.judge": STEER}
-    with pytest.raises(ConfigError, match="steers the rendering, and would judge its own work"):
+    with pytest.raises(ConfigError, match="steers the rendering itself, and would judge itself"):
         releases.prepare(settings(tmp_path / "release", **LATENT, **asked))
 
 
