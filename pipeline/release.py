@@ -402,6 +402,7 @@ class _Run:
             surrogates = self.parts(SURROGATES, "rendered")
             classes = self._surrogates(of_crops, steps.SurrogateSink(surrogates))
             self._table(surrogates, self._member_parts(planned), self._on_ray(classes))
+            self._say_realised(surrogates.read_all(self._member_parts(planned), ["realised"])["realised"].to_pylist())
             own = bool(c.method.keep)
             source = steps.SurrogateSource(plan, surrogates, self.draws, c.method.surrogates, own)
         else:
@@ -439,6 +440,15 @@ class _Run:
                 steps.LookSink(originals),
             )
             self._table(originals, self.batches, self._on_ray(look))
+
+    def _say_realised(self, faces: list[list[tuple[str, bool]] | None]) -> None:
+        """How often the class's released attributes could be given to its faces."""
+        seen: dict[str, list[bool]] = {}
+        for name, shows in (pair for face in faces for pair in face or ()):
+            seen.setdefault(name, []).append(shows)
+        told = ", ".join(f"{name} in {sum(shows)} of {len(shows)}" for name, shows in sorted(seen.items()))
+        if told:
+            self.progress.say(f"surrogates show, as the steering predictor sees them: {told}")
 
     def _surrogates(self, judge: str | None, sink: ray_data.Sink) -> ray_data.Step:
         """The faces of the classes, each made once."""

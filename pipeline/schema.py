@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 EMBEDDING_SIZE = 512
 ATTRIBUTES = 40
 
@@ -164,6 +164,11 @@ SURROGATES = Manifest(
         Column("detected", pa.bool_(), "whether the detector finds a face in it"),
         Column("embedding", _EMBEDDING, "unit vector of the recogniser"),
         Column("attributes", _PROBABILITIES, "the judge's probabilities; null where none was asked"),
+        Column(
+            "realised",
+            pa.map_(pa.string(), pa.bool_()),
+            "attributes that the face was edited to show: whether the steering predictor sees them in it",
+        ),
     ),
 )
 
@@ -185,6 +190,9 @@ RENDERED = Manifest(
             _PROBABILITIES,
             "the judge's probabilities on the released pixels; null where none was asked",
         ),
+        Column("search_loss", pa.float32(), "deepblur: loss of the latent search at its end; else null"),
+        Column("search_steps", pa.int32(), "deepblur: steps the search took; else null"),
+        Column("converged", pa.bool_(), "deepblur: whether the search ended by itself; else null"),
     ),
 )
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 from facecrowd.pipeline.attributes import truth
 from facecrowd.pipeline.config import Detect as DetectConfig
 from facecrowd.pipeline.config import Method
+from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.publish import read_images
 from facecrowd.pipeline.schema import ATTRIBUTES, EMBEDDING_SIZE
 from facecrowd.pipeline.storage import Folder, Parts
@@ -233,8 +234,17 @@ class SurrogateSink:
                 "detected": [bool(d) if o else None for o, d in zip(ok, batch["detected"], strict=True)],
                 "embedding": _where(ok, batch["embedding"]),
                 "attributes": _probabilities(batch),
+                "realised": _realised(batch),
             },
         )
+
+
+def _realised(batch: Batch) -> list[dict[str, bool]]:
+    """Of each face, the attributes it was edited to show: whether they are seen."""
+    if "realised" not in batch:
+        return [{} for _ in batch["class_id"]]
+    names = predictable()
+    return [{names[i]: bool(row[i]) for i in np.flatnonzero(row >= 0)} for row in batch["realised"]]
 
 
 @dataclass(frozen=True)
@@ -413,8 +423,13 @@ class RenderedSink:
                 "detected": [bool(d) if o else None for o, d in zip(ok, batch["detected"], strict=True)],
                 "embedding": _where(ok, batch["embedding"]),
                 "attributes": _probabilities(batch),
+                **{name: self._searched(batch, name, ok) for name in ("search_loss", "search_steps", "converged")},
             },
         )
+
+    @staticmethod
+    def _searched(batch: Batch, name: str, ok: list[bool]) -> list[Any]:
+        return _where(ok, np.asarray(batch[name]).tolist() if name in batch else [None] * len(ok))
 
 
 def obscure_stages(

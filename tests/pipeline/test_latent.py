@@ -21,6 +21,7 @@ from facecrowd.pipeline import ray_data, steps
 from facecrowd.pipeline import release as releases
 from facecrowd.pipeline.config import GENERATED_SIZES, ReleaseConfig, load
 from facecrowd.pipeline.errors import ConfigError, PolicyError
+from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.schema import FACES, MEMBERS, PLAN, Manifest
@@ -305,11 +306,22 @@ def test_a_latent_search_releases_every_face_and_promises_nothing(
     for crop, row in zip(crops, private(outcome, "rendered"), strict=True):
         shown, original = decode(row["image"]).astype(int), decode(crop).astype(int)
         assert np.abs(shown - original)[32:96, 32:96].mean() > 3
+        # How the search went is kept; inpainting's has two parts, and says nothing yet.
+        assert row["search_steps"] == (1 if method == "deepblur" else None)
+        assert (row["search_loss"] is not None) == (row["converged"] is not None) == (method == "deepblur")
         if method == "inpaint":  # what is around the face is the original's
             assert np.abs(shown - original)[:12, :12].mean() < 6
     purposes = {m["purpose"] for m in outcome.audit["models"]}
     assert ("encoder of faces" in purposes) == (method == "deepblur")
     assert "loss of the latent search" in purposes
+
+
+def test_what_a_surrogate_was_edited_to_show_is_kept_with_whether_it_does() -> None:
+    male, young = predictable().index("Male"), predictable().index("Young")
+    realised = np.full((2, 40), -1, np.int8)
+    realised[0, male], realised[0, young] = 1, 0
+    assert steps._realised({"class_id": [0, 1], "realised": realised}) == [{"Male": True, "Young": False}, {}]
+    assert steps._realised({"class_id": [0, 1]}) == [{}, {}]
 
 
 # --------------------------------------------------------------------------------------------------- before any work
