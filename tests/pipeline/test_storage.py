@@ -122,6 +122,7 @@ def test_embeddings_and_maps_keep_their_values(workspace: Workspace) -> None:
     surrogates = workspace.parts(SURROGATES, "r")
     columns = {"class_id": [0, 1], "subjects": [3, 3], "faces": [3, 4], "image": [b"a", None], "detected": [True, None]}
     columns |= {"variant": [0, 0], "face_id": ["", ""], "status": ["ok", "failed"], "reason": ["", "why"]}
+    columns["realised"] = [{"Male": True}, {}]
     surrogates.write(0, {**columns, "embedding": [vectors[0], None], "attributes": [None, [0.5] * 40]})
     found = surrogates.read(0)["embedding"].to_pylist()
     assert np.array_equal(np.float32(found[0]), vectors[0])
@@ -162,7 +163,7 @@ def test_a_workspace_of_an_earlier_version_takes_manifests_with_more_columns(wor
         workspace.create()
     fewer = Manifest("surrogates", SURROGATES.row, tuple(c for c in SURROGATES.columns if c.name != "attributes"))
     row = {"class_id": [0], "subjects": [3], "faces": [3], "image": [b"a"], "detected": [True], "embedding": [None]}
-    row |= {"variant": [0], "face_id": [""], "status": ["ok"], "reason": [""]}
+    row |= {"variant": [0], "face_id": [""], "status": ["ok"], "reason": [""], "realised": [{}]}
     for manifest, run, more in ((fewer, "old", {}), (SURROGATES, "new", {"attributes": [[0.5] * 40]})):
         parts = workspace.parts(manifest, run)
         parts.write(0, {**row, **more})
