@@ -179,7 +179,7 @@ class MobileStyleGAN(nn.Module):
 
         heads : file of further heads; by default those for 256 and 128 that were trained here
         """
-        state = _tensors(path) | (_tensors(heads) if heads is not None and Path(heads).exists() else {})
+        state = _tensors(path) | (_tensors(heads) if heads is not None else {})
         sizes = sorted({int(name.split(".")[1]) for name in state if name.startswith("heads.")})
         network = cls(tuple(sizes))
         try:
