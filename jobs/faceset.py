@@ -29,10 +29,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from facecrowd.stages import align, models
+from facecrowd.stages import align, models, recognise
 from facecrowd.stages.decode import decode
 from facecrowd.stages.detect import Detector
-from facecrowd.stages.embed import Recogniser
+from facecrowd.stages.embed import vectors
 from facecrowd.stages.encode import encode
 from facecrowd.stages.networks.mobilestylegan import ROWS, MobileStyleGAN
 
@@ -87,7 +87,7 @@ class Judge:
     """Detector and recogniser of the pipeline itself: they say which pictures stay."""
 
     def __init__(self, detector: str | Path, recogniser: str | Path) -> None:
-        self.detector, self.recogniser = Detector.load(detector), Recogniser(recogniser)
+        self.detector, self.recogniser = Detector.load(detector), recognise.load(recogniser, gradients=False)
 
     def __call__(self, photo: np.ndarray) -> Face | None:
         """The only face of a photo (H, W, 3) uint8 RGB; None where there is none, a weak one, or a second."""
@@ -97,7 +97,7 @@ class Judge:
         points = found.landmarks[0].reshape(5, 2)
         matrix = align.similarity(points[None], align.template(align.ARCFACE_SIZE, "arcface"))[0]
         chip = align.warp(photo, matrix, align.ARCFACE_SIZE, "black")
-        return Face(points, self.recogniser.embed([chip])[0])
+        return Face(points, vectors(self.recogniser, [chip])[0])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,8 +16,11 @@ from facecrowd.stages import align, models
 from facecrowd.stages.batch import explain, outcomes
 from facecrowd.stages.decode import Undecodable, decode
 from facecrowd.stages.detect import Detector
-from facecrowd.stages.embed import Recogniser
+from facecrowd.stages.embed import vectors
 from facecrowd.stages.stage import Batch, Resources, Stage, live
+
+if TYPE_CHECKING:
+    from facecrowd.stages.recognise import Recogniser
 
 
 class Judge(Stage):
@@ -28,7 +32,7 @@ class Judge(Stage):
 
     detected : bool, a face scores ``threshold`` or more
     detection_score : float32, of the best face; 0 without one
-    embedding : (512,) float32 of length 1 (other recognisers: their own width); NaN in rows that are not ``ok``
+    embedding : (width,) float32 of length 1, as wide as the recogniser makes it; NaN in rows that are not ``ok``
     """
 
     name = "judge"
@@ -46,7 +50,7 @@ class Judge(Stage):
         column: str = "image",
         resources: Resources | None = None,
     ) -> None:
-        """Models as in ``models.resolve``; ``threshold`` is the score that counts as detected."""
+        """Models as in ``models.resolve`` and ``recognise.load``; ``threshold``: the score that counts as detected."""
         self.column = column
         self.inputs = (column,)  # type: ignore[misc]
         self.recogniser, self.detector, self.threshold = recogniser, detector, threshold
@@ -56,8 +60,12 @@ class Judge(Stage):
         self._detector: Detector | None = None
 
     def setup(self) -> None:
+        from facecrowd.stages import recognise
+
         cv2.setNumThreads(1)
-        self._recogniser = Recogniser(self.recogniser, self.device, self.threads, folder=self.folder)
+        self._recogniser = recognise.load(
+            self.recogniser, self.device, gradients=False, threads=self.threads, folder=self.folder
+        )
         self._detector = Detector.load(
             self.detector,
             threshold=self.threshold,
@@ -77,7 +85,7 @@ class Judge(Stage):
         points = faces.landmarks[:1].reshape(-1, 5, 2) if len(faces) else align.template(crop.shape[0])[None]
         matrix = align.similarity(points, align.template(align.ARCFACE_SIZE, "arcface"))[0]
         chip = align.warp(crop, matrix, align.ARCFACE_SIZE, "black")
-        return (float(faces.scores[0]) if len(faces) else 0.0), self._recogniser.embed([chip])[0]
+        return (float(faces.scores[0]) if len(faces) else 0.0), vectors(self._recogniser, [chip])[0]
 
     def __call__(self, batch: Batch) -> Batch:
         if self._recogniser is None:

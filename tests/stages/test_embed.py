@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 from insightface.utils import face_align
 
-from facecrowd.stages import models
+from facecrowd.stages import models, recognise
 from facecrowd.stages.align import Align
 from facecrowd.stages.detect import Detect
-from facecrowd.stages.embed import Embed, Recogniser
+from facecrowd.stages.embed import Embed, vectors
 from facecrowd.stages.encode import Encode, encode
 from facecrowd.stages.judge import Judge
 from facecrowd.stages.stage import Batch
 
 
 @pytest.fixture(scope="module")
-def recogniser(weights) -> Recogniser:
-    return Recogniser(weights("arcface-mobilefacenet"))
+def recogniser(weights) -> recognise.OnnxRecogniser:
+    found = recognise.load(weights("arcface-mobilefacenet"), gradients=False)
+    assert isinstance(found, recognise.OnnxRecogniser)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,17 @@ def test_six_people_are_six_people(six):
 
 
 def test_the_size_of_a_batch_changes_nothing(weights, recogniser, six):
-    together = Recogniser(weights("arcface-mobilefacenet"), at_once=4).embed(six["arcface"])
-    assert np.abs(together - recogniser.embed(six["arcface"])).max() < 1e-4
+    together = Embed(weights("arcface-mobilefacenet"), at_once=4)({"arcface": six["arcface"], "status": ["ok"] * 6})
+    assert np.array_equal(together["embedding"], six["embedding"])
+    recogniser.at_once = 4
+    assert np.abs(vectors(recogniser, six["arcface"]) - six["embedding"]).max() < 1e-4
+
+
+def test_a_crop_loses_nothing_on_its_way_to_the_network(recogniser, six):
+    """Levels are divided by 255 for the interface and multiplied by it for the network, which is exact in 32 bits."""
+    levels = np.stack(six["arcface"][:1]).transpose(0, 3, 1, 2).astype(np.float32)
+    raw = recogniser.model.forward(levels)
+    assert np.array_equal(six["embedding"][:1], raw / np.linalg.norm(raw, axis=1, keepdims=True))
 
 
 def test_a_row_that_cannot_be_embedded_costs_no_other(weights, six):
@@ -75,16 +86,17 @@ def test_a_row_that_cannot_be_embedded_costs_no_other(weights, six):
     assert np.allclose(out["embedding"][[0, 3]], six["embedding"][:2], atol=1e-5)
 
 
-@pytest.mark.parametrize("name,width", [("sface", 128), ("edgeface-s", 512)])
+@pytest.mark.parametrize("name,width", [("sface", 128), ("edgeface-s", 512), ("facex-zoo-1", 512)])
 def test_other_recognisers_drop_in(weights, six, name, width):
-    vectors = Recogniser(weights(name)).embed(six["arcface"])
-    assert vectors.shape == (6, width)
-    assert (vectors @ vectors.T)[~np.eye(6, dtype=bool)].max() < 0.5
+    out = Embed(name, folder=weights(name).parent)({"arcface": six["arcface"], "status": ["ok"] * 6})
+    found = out["embedding"]
+    assert found.shape == (6, width)
+    assert (found @ found.T)[~np.eye(6, dtype=bool)].max() < 0.5
 
 
 def test_a_file_that_is_no_recogniser_is_refused(weights):
     with pytest.raises(models.ModelError, match="not a face recogniser"):
-        Recogniser(weights("scrfd-500m"))
+        Embed(weights("scrfd-500m")).setup()
 
 
 def test_the_judge_recognises_an_untouched_crop(judge, six):

@@ -10,8 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from facecrowd.stages import models, prelu
-from facecrowd.stages.embed import Recogniser
+from facecrowd.stages import models, prelu, recognise
 
 
 def network(file: Path, slope: np.ndarray) -> Path:
@@ -63,7 +62,8 @@ def test_embeddings_of_the_recogniser_are_the_same_bits() -> None:
         file = models.path("arcface-mobilefacenet", download=False)
     except models.ModelError as error:
         pytest.skip(str(error))
-    recogniser = Recogniser("arcface-mobilefacenet")
+    recogniser = recognise.load(file, gradients=False)
+    assert isinstance(recogniser, recognise.OnnxRecogniser)
     crop = np.random.default_rng(3).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     blob = (crop.transpose(2, 0, 1)[None].astype(np.float32) - 127.5) / 127.5
     plain = run(str(file), blob)
