@@ -1,4 +1,4 @@
-"""The command line: ``facecrowd release|audit|plan|train|evaluate|models|bench|demo``.
+"""The command line: ``facecrowd release|audit|plan|train|evaluate|study|models|bench|demo``.
 
 The flags of ``release`` are made from ``pipeline/config.py``, so that a field of the config and its flag cannot part.
 Exit codes: 0 it ran and what was asked holds; 1 it ran, and the policy or audit is not met; 2 bad usage, config or
@@ -48,6 +48,10 @@ train_app = typer.Typer(
 app.add_typer(train_app, name="train")
 evaluate_app = typer.Typer(help="Measure the shipped networks on labelled faces.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
+study_app = typer.Typer(
+    help="Ask people what they see in released faces, and score their answers.", no_args_is_help=True
+)
+app.add_typer(study_app, name="study")
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the same figures as JSON to this file.")]
 
@@ -479,6 +483,9 @@ FaceCache = Annotated[
     ),
 ]
 ModelsFolder = Annotated[str | None, typer.Option(help="Folder of model files, or an insightface root.")]
+Checkpoints = Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")]
+Workers = Annotated[int, typer.Option(min=0, help="Ray Train workers (0: plain torch in this process).")]
+Every = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
 
 
 @train_app.command(
@@ -553,7 +560,7 @@ def train_heads(
     output: Annotated[Path, typer.Option(help="The heads to write (.safetensors).")],
     pictures: Annotated[int, typer.Option(min=16, help="Generated pictures to learn from.")] = 120,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps, for each head.")] = 1000,
-    work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
+    work: Checkpoints = None,
     json_file: JsonFile = None,
 ) -> None:
     """Make the generator's image heads for 256 and 128 pixels against its full picture."""
@@ -570,9 +577,9 @@ def train_encoder(
         list[Path] | None, typer.Option(help="Folder PERSON/PHOTO of real faces; again for more, none for none.")
     ] = None,
     preset: Annotated[str, typer.Option(help="cpu, gpu or smoke.")] = "cpu",
-    work: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: beside the output].")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Ray Train workers (0: plain torch in this process).")] = 0,
-    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    work: Checkpoints = None,
+    workers: Workers = 0,
+    every: Every = 100,
     cache: FaceCache = None,
     models: ModelsFolder = None,
 ) -> None:
@@ -580,6 +587,34 @@ def train_encoder(
     from facecrowd.jobs import train_encoder as encoder
 
     encoder.run(output, data or [], preset, work, workers, every, cache, models, Progress().say)
+
+
+@train_app.command(
+    "stargan", epilog="Example: `facecrowd train stargan --data lfw --data celeba-faces --output stargan.safetensors`"
+)
+@speaking
+def train_stargan(
+    output: Annotated[Path, typer.Option(help="The translator to write (.safetensors).")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder PERSON/PHOTO of faces; again for more, none for generated faces alone."),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="cpu, gpu, anonymousnet, adaptive, identity or smoke.")] = "cpu",
+    attributes: Annotated[
+        str, typer.Option(help="What it translates, comma-separated [default: the shipped ones].")
+    ] = "",
+    start: Annotated[Path | None, typer.Option(help="Weights to begin with.")] = None,
+    work: Checkpoints = None,
+    workers: Workers = 0,
+    every: Every = 100,
+    cache: FaceCache = None,
+    models: ModelsFolder = None,
+) -> None:
+    """Train the network that translates attributes; samples.jpg and log.jsonl in the work folder show how it goes."""
+    from facecrowd.jobs import train_stargan as recipe
+
+    names = tuple(name.strip() for name in attributes.split(",") if name.strip()) or recipe.SHOWN
+    recipe.run(output, data or [], preset, names, start, work, workers, every, cache, models, Progress().say)
 
 
 @train_app.command(
@@ -764,6 +799,61 @@ def sheet(
     picture = sheets.sheet(networks, found, rows, chosen, k, steps, size, tile, work or WORK, say)  # type: ignore[arg-type]
     sheets.write(picture, output)
     print(f"picture: {output}")
+
+
+# ----------------------------------------------------------------------------------------------------------- study
+
+
+@study_app.command("make", epilog="Example: `facecrowd study make --released released --output study`")
+@speaking
+def study_make(
+    released: Annotated[str, typer.Option(help="A release, or a folder of altered pictures as PERSON/PHOTO.")],
+    output: Annotated[Path, typer.Option(help="Folder for study.html and key.json, both private.")],
+    originals: Annotated[Path | None, typer.Option(help="Of a folder: the originals, named and framed alike.")] = None,
+    workspace: Annotated[str | None, typer.Option(help="Of a release [default: RELEASED.workspace].")] = None,
+    kind: Annotated[str, typer.Option(help="turing, same-person, parts or all.")] = "all",
+    questions: Annotated[int, typer.Option(min=4, help="Questions of each kind.")] = 40,
+    people: Annotated[
+        str | None, typer.Option(help="Show only them: names, comma-separated, or a file with one per line.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=48, max=1024, help="Largest side of a picture, in pixels.")] = 256,
+    json_file: JsonFile = None,
+) -> None:
+    """A page that asks people about original and released faces without telling which is which, and its key."""
+    from facecrowd.jobs import study
+
+    if kind not in (*study.KINDS, "all"):
+        raise configs.ConfigError(f"--kind {kind}: neither {' nor '.join(study.KINDS)} nor all")
+    kinds = [known for known in study.KINDS if kind in (known, "all")]
+    apart = [(path, Path(place).resolve()) for path in (output.resolve(),) for place in (originals, released) if place]
+    if any(path.is_relative_to(place) for path, place in apart):
+        raise configs.ConfigError(f"--output {output}: lies in a folder of pictures; the key would go where they go")
+    only = None
+    if people is not None:
+        listed = Path(people).read_text("utf-8").splitlines() if Path(people).is_file() else people.split(",")
+        only = [name.strip() for name in listed if name.strip()]
+    key = study.make(study.collection(originals, released, workspace), output, kinds, questions, only, size)
+    found = study.counts(key)
+    for group, count in found.items():
+        print(f"{count:4} {group}")
+    print(f"page (private, for those who answer): {output / study.PAGE}\nkey (yours alone): {output / study.KEY}")
+    _write_json(json_file, {"study": key.study, "side": key.side, "questions": found})
+
+
+@study_app.command("score", epilog="Example: `facecrowd study score study/key.json answers-*.json`")
+@speaking
+def study_score(
+    key: Annotated[Path, typer.Argument(help="key.json, as 'make' wrote it.")],
+    answers: Annotated[list[Path], typer.Argument(help="answers.json of each who took part.")],
+    json_file: JsonFile = None,
+) -> None:
+    """How often people were right, with 95 % intervals, against chance and beside the papers' figures."""
+    from facecrowd.jobs import study
+
+    report = study.score(key, answers)
+    for line in study.lines(report):
+        print(line)
+    _write_json(json_file, report)
 
 
 # ---------------------------------------------------------------------------------------------------------- models
