@@ -1,0 +1,441 @@
+"""``facecrowd train stargan``: the network that translates a face's attributes, as the papers train it and as we do.
+
+One step is ``critics`` updates of the discriminator and one of the generator. Labels of photos that no table names, and
+of generated faces, are those of the predictor that steers (never of the judge). Beside photos there may be *groups* of
+generated faces: one latent edited along attribute directions, so that pictures of the same face with other attributes
+are there to be met pixel by pixel. That loss is ours; it teaches in minutes what the adversarial one needs days for.
+
+    L_D = L_adv + gp GP + cls L_cls(real)
+    L_G = -L_adv + cls L_cls(fake) + rec L_rec + pair |G(x, c) - y| + id(step) L_id
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from facecrowd.jobs import training
+from facecrowd.jobs.labelled import CACHE, Faces
+from facecrowd.jobs.labelled import faces as faces_of
+from facecrowd.pipeline.errors import ConfigError
+from facecrowd.pipeline.presets import FIVE_PARTS
+from facecrowd.stages import chip, edits, models
+from facecrowd.stages.attributes import ATTRIBUTES, STEER, Predictor, pictures
+from facecrowd.stages.networks import stargan
+from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
+from facecrowd.stages.networks.mobilestylegan import ROWS, SHIPPED_HEADS, STYLE, MobileStyleGAN
+
+SEED = 20261123
+HELD = 8
+"""Groups held out, and faces of the sample grid."""
+
+SHOWN = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young", "Wearing_Lipstick", *FIVE_PARTS)
+"""What the shipped weights translate: StarGAN's five, whose settings AnonymousNet follows, lip colour, which its Figure
+8 changes too, and the five parts of adaptive obfuscation."""
+HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair")
+"""Translated together: a target is one colour or none."""
+
+IDENTITY = "arcface-mobilefacenet"
+"""The recogniser of L_id."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """steps : updates of the generator, critics of the discriminator before each; batch : photos and, where there are
+    groups, as many generated pairs; epochs : instead of steps, over the photos; groups : generated faces, each with
+    ``VARIANTS`` edited ones; hold : share of the steps before the rate falls linearly to 0; id : final weight of L_id,
+    reached linearly from half of the steps on
+    """
+
+    steps: int
+    batch: int
+    critics: int = 5
+    side: int = 128
+    width: int = 64
+    epochs: int = 0
+    groups: int = 0
+    rate: float = 1e-4
+    hold: float = 0.5
+    residual: bool = True
+    encoding: stargan.Encoding = "difference"
+    augment: bool = True
+    layers: int = 6
+    cls: float = 1.0
+    rec: float = 10.0
+    pair: float = 20.0
+    id: float = 0.0
+    gp: float = 10.0
+    decay: float = 0.999
+
+
+PAPER: dict[str, Any] = {"residual": False, "encoding": "target", "augment": False, "decay": 0.0}
+PRESETS = {
+    "cpu": Preset(4_000, 12, 2, 96, 32, groups=1_200, rate=3e-4, layers=5),
+    "gpu": Preset(9_000, 64, 5, 128, 64, groups=6_000, rate=2e-4),
+    "anonymousnet": Preset(40_000, 16, **PAPER),
+    "adaptive": Preset(0, 16, epochs=20, id=1.0, **PAPER),
+    "identity": Preset(800, 8, 2, 96, 32, groups=1_200, rate=1e-4, layers=5, hold=0.0, id=4.0),
+    "smoke": Preset(4, 2, 2, 64, 8, groups=10, layers=4),
+}
+"""The papers': AnonymousNet has StarGAN's 200,000 discriminator steps of 16; adaptive obfuscation 10 + 10 epochs and
+L_id. ``identity`` goes on from the weights of ``cpu``, with L_id."""
+VARIANTS = 3
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures (N, 3, S, S) uint8 and values (N, A) in [0, 1] of photos; of groups (B, 1 + VARIANTS, ...)."""
+
+    photos: Tensor
+    values: Tensor
+    group_photos: Tensor
+    group_values: Tensor
+
+    def to(self, device: torch.device) -> Data:
+        return Data(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+class StarganTask:
+    """Trains a generator and its moving average. data : see ``Data``; start : weights to begin with"""
+
+    def __init__(
+        self, data: Data, preset: Preset, attributes: tuple[str, ...], work: Path, start: stargan.Generator | None
+    ) -> None:
+        if preset.epochs:
+            preset = replace(preset, steps=preset.epochs * len(data.photos) // preset.batch // preset.critics)
+        if not len(data.photos) and not len(data.group_photos):
+            raise ConfigError("there is nothing to train on: give --data, or a preset with generated groups")
+        self.preset, self.steps, self.work, self.attributes = preset, preset.steps, work, attributes
+        digest = hashlib.sha256(json.dumps([asdict(preset), attributes, SEED]).encode())
+        for name in Data.__dataclass_fields__:
+            digest.update(getattr(data, name).numpy().tobytes())
+        self.device = training.device()
+        torch.manual_seed(SEED)
+        shape = stargan.Shape(attributes, preset.width, preset.side, residual=preset.residual, encoding=preset.encoding)
+        if start is not None:
+            if start.shape != shape:
+                raise ConfigError(f"the weights to start from are of another shape: {start.shape}")
+            for value in start.state_dict().values():
+                digest.update(value.numpy().tobytes())
+        self.identity = digest.hexdigest()
+        self.data = data.to(self.device)
+        self.generator = stargan.Generator(shape)
+        if start is not None:
+            self.generator.load_state_dict(start.state_dict())
+        self.generator.to(self.device, memory_format=self.layout).train()  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.discriminator = stargan.Discriminator(len(attributes), preset.side, preset.width, preset.layers)
+        self.discriminator.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        both = (self.generator, self.discriminator)
+        self.optimisers = [torch.optim.Adam(n.parameters(), preset.rate, betas=(0.5, 0.999)) for n in both]
+        self.recogniser = MobileFaceNet.load(models.path(IDENTITY)).to(self.device) if preset.id else None
+        self.chip = chip.Chip(preset.side).to(self.device)
+        self.hair = [i for i, name in enumerate(attributes) if name in HAIR]
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Channels last is fastest on a GPU; on a CPU it costs a fifth."""
+        return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+
+    def half(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def batch(self, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x (N, 3, S, S), c (N, A), target values (N, A), and y of the last rows, which are pairs, (P, 3, S, S), with
+        the source values (N, A)."""
+        x, source, target = [], [], []
+        n = self.preset.batch
+        if len(self.data.photos):
+            rows = training.share(torch.randint(len(self.data.photos), (n,), generator=draw))
+            others = training.share(torch.randint(len(self.data.photos), (n,), generator=draw))
+            x.append(self.data.photos[rows])
+            source.append(self.data.values[rows])
+            target.append(self.mixed(source[0], self.data.values[others], draw))
+        y = self.data.photos[:0]
+        if len(self.data.group_photos) > HELD:
+            rows = training.share(torch.randint(HELD, len(self.data.group_photos), (n,), generator=draw))
+            order = torch.rand(n, 1 + VARIANTS, generator=draw).argsort(dim=1)
+            one, other = training.share(order[:, 0]), training.share(order[:, 1])
+            x.append(self.data.group_photos[rows, one])
+            source.append(self.data.group_values[rows, one])
+            target.append(self.data.group_values[rows, other])
+            y = self.data.group_photos[rows, other]
+        before, after = torch.cat(source), torch.cat(target)
+        flip = training.share(torch.rand(n, 1, 1, 1, generator=draw)).to(self.device) < 0.5
+        flips = flip.repeat(len(x), 1, 1, 1)
+        faces = _scaled(torch.cat(x))
+        faces = torch.where(flips, faces.flip(3), faces)
+        pair = _scaled(y)
+        pair = torch.where(flip[: len(pair)], pair.flip(3), pair) if len(pair) else pair
+        return faces, self.generator.condition(before.round(), after.round()), after, pair, before
+
+    def mixed(self, source: Tensor, other: Tensor, draw: torch.Generator) -> Tensor:
+        """Target values: another face's, all of them as in the papers; with differences half of them, chosen anew for
+        every face, colours of hair together."""
+        if self.preset.encoding == "target":
+            return other
+        take = torch.rand(*source.shape, generator=draw) < 0.5
+        if self.hair:
+            take[:, self.hair] = take[:, self.hair[:1]]
+        return torch.where(take.to(source.device), other, source)
+
+    def seen(self, x: Tensor, draw: torch.Generator) -> Tensor:
+        return stargan.augment(x, draw) if self.preset.augment else x
+
+    def step(self, number: int) -> dict[str, float]:
+        draw = training.generator(SEED, number)
+        fall = (number / max(self.steps, 1) - self.preset.hold) / (1 - self.preset.hold)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.preset.rate * min(1.0, 1 - fall)
+        figures: dict[str, float] = {}
+        for _ in range(self.preset.critics):
+            figures = self.criticise(draw)
+        figures |= self.generate(draw, number)
+        with torch.no_grad():
+            decay = min(self.preset.decay, (number + 1) / (number + 10)) if self.preset.decay else 0.0
+            for slow, fast in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+        return figures
+
+    def criticise(self, draw: torch.Generator) -> dict[str, float]:
+        """One update of the discriminator."""
+        x, c, _, _, values = self.batch(draw)
+        with torch.no_grad(), self.half():
+            fake = self.generator(x, c).float()
+        real = self.seen(x, draw)
+        fake = self.seen(fake, draw)
+        with self.half():
+            score, logits = self.discriminator(real)
+            other, _ = self.discriminator(fake)
+        adversarial = other.float().mean() - score.float().mean()
+        alpha = torch.rand(len(x), 1, 1, 1, generator=draw).to(self.device)
+        penalty = stargan.gradient_penalty(self.discriminator, real, fake, alpha)
+        cls = stargan.classification(logits, values)
+        self.update(1, adversarial + self.preset.gp * penalty + self.preset.cls * cls)
+        return {"d_adv": float(adversarial.detach()), "d_gp": float(penalty.detach()), "d_cls": float(cls.detach())}
+
+    def generate(self, draw: torch.Generator, number: int) -> dict[str, float]:
+        """One update of the generator."""
+        x, c, target, y, before = self.batch(draw)
+        photos = len(x) - len(y)
+        with self.half():
+            fake = self.generator(x, c)
+            score, logits = self.discriminator(self.seen(fake, draw))
+        fake = fake.float()
+        losses = {"g_adv": -score.float().mean(), "g_cls": self.preset.cls * stargan.classification(logits, target)}
+        if photos:
+            back = self.generator.condition(target[:photos].round(), before[:photos].round())
+            with self.half():
+                again = self.generator(fake[:photos], back).float()
+            losses["g_rec"] = self.preset.rec * F.l1_loss(again, x[:photos])
+        if len(y):
+            losses["g_pair"] = self.preset.pair * F.l1_loss(fake[photos:], y)
+        grown = max(0.0, number / max(self.steps, 1) * 2 - 1)
+        if self.recogniser is not None and grown > 0:
+            losses["g_id"] = self.preset.id * grown * self.identity_loss(x, fake)
+        self.update(0, sum(losses.values(), torch.zeros((), device=self.device)))
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def identity_loss(self, x: Tensor, fake: Tensor) -> Tensor:
+        assert self.recogniser is not None
+        with torch.no_grad():
+            one = self.recogniser.maps(self.chip(x / 2 + 0.5))
+        other = self.recogniser.maps(self.chip(fake.clamp(-1, 1) / 2 + 0.5))
+        return stargan.identity(list(one), list(other))
+
+    def update(self, which: int, loss: Tensor) -> None:
+        network = (self.generator, self.discriminator)[which]
+        self.optimisers[which].zero_grad(set_to_none=True)
+        # The generator's loss reaches the discriminator's weights too; only this network's gradients are wanted.
+        parameters = list(network.parameters())
+        for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = slope
+        training.average(parameters)
+        self.optimisers[which].step()
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Of groups held out: how far a translation is from the picture it should be, beside doing nothing. Writes a
+        grid of samples: each face, and each attribute changed."""
+        if len(self.data.group_photos) <= HELD:
+            return {}
+        photos, values = self.data.group_photos[:HELD], self.data.group_values[:HELD]
+        x, y = _scaled(photos[:, 0]), _scaled(photos[:, 1])
+        with self.half():
+            made = self.average(x, self.average.condition(values[:, 0].round(), values[:, 1].round())).float()
+            rows = [x]
+            for i in range(len(self.attributes)):
+                flipped = values[:, 0].round().clone()
+                flipped[:, i] = 1 - flipped[:, i]
+                if i in self.hair:
+                    flipped[:, [h for h in self.hair if h != i]] = 0
+                rows.append(self.average(x, self.average.condition(values[:, 0].round(), flipped)).float())
+        grid = torch.stack(rows, dim=1).clamp(-1, 1).cpu()
+        n, columns, _, side, _ = grid.shape
+        flat = grid.permute(0, 3, 1, 4, 2).reshape(n * side, columns * side, 3)
+        self.work.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(((flat + 1) * 127.5).round().byte().numpy()).save(self.work / "samples.jpg", quality=90)
+        return {"held_pair": float(F.l1_loss(made, y)), "held_nothing": float(F.l1_loss(x, y))}
+
+    def state(self) -> dict[str, Any]:
+        names = ("generator", "average", "discriminator")
+        networks = {name: getattr(self, name).state_dict() for name in names}
+        return {**networks, "optimisers": [o.state_dict() for o in self.optimisers]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name in ("generator", "average", "discriminator"):
+            getattr(self, name).load_state_dict(state[name])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return x.float() / 127.5 - 1
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def photos(faces: Faces, attributes: tuple[str, ...], side: int, predictor: Predictor) -> tuple[Tensor, Tensor]:
+    """Pictures and values of labelled faces; a label that is not there is the predictor's probability."""
+    columns = [ATTRIBUTES.index(name) for name in attributes]
+    parts, values = [], []
+    for start in range(0, len(faces), 64):
+        chunk = faces.take(np.arange(start, min(start + 64, len(faces))))
+        crops = chunk.pixels()
+        parts.append((pictures(crops, side) * 255).round().to(torch.uint8))
+        labels = chunk.labels[:, columns].copy()
+        if np.isnan(labels).any():
+            seen = predictor.predict(crops)
+            told = predictor.calibration.values(seen).astype(np.float32)[:, columns]
+            labels = np.where(np.isnan(labels), told, labels)
+        values.append(torch.from_numpy(labels))
+    return torch.cat(parts), torch.cat(values)
+
+
+@torch.inference_mode()
+def groups(
+    count: int, attributes: tuple[str, ...], side: int, work: Path, say: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
+    """Generated faces, each with ``VARIANTS`` edits along one to three attribute directions, and what the predictor
+    that steers sees in them: (B, 1 + VARIANTS, 3, S, S) uint8 and (B, 1 + VARIANTS, A). Kept in ``work``."""
+    kept = work / "groups.pt"
+    told = json.dumps([count, attributes, side, SEED, VARIANTS])
+    if kept.exists():
+        stored = torch.load(kept, weights_only=True)
+        if stored["told"] == told:
+            return stored["photos"], stored["values"]
+    device = training.device()
+    generator = MobileStyleGAN.load(models.path("mobilestylegan-ffhq"), SHIPPED_HEADS).to(device)
+    predictor, directions = Predictor.load(STEER, device=str(device)), edits.Directions.load().to(device)
+    at, columns = directions.positions(attributes), [ATTRIBUTES.index(name) for name in attributes]
+    threshold = torch.logit(torch.from_numpy(predictor.calibration.threshold))[columns].to(device)
+    draw = torch.Generator().manual_seed(SEED)
+    at_once = 16 if device.type == "cuda" else 1
+    pixels, values = [], []
+    for done in range(0, count, at_once):
+        n = min(at_once, count - done)
+        w = generator.mapping(torch.randn(n, STYLE, generator=draw).to(device))
+        psi = (0.6 + 0.4 * torch.rand(n, 1, generator=draw)).to(device)
+        latent = (generator.mean_latent + psi * (w - generator.mean_latent))[:, None].expand(-1, ROWS, -1)
+        made = [edits.pictures(generator, latent, 128, n)]
+        first = predictor.logits(made[0])[:, columns]
+        seen = [first]
+        for _ in range(VARIANTS):
+            order = torch.rand(n, len(attributes), generator=draw).argsort(dim=1)
+            chosen = order < torch.randint(1, 4, (n, 1), generator=draw)
+            beyond = (0.5 + 2 * torch.rand(n, len(attributes), generator=draw)).to(device)
+            need = torch.where(first > threshold, threshold - beyond, threshold + beyond) - first
+            limit = 4 * directions.scale[at]
+            coefficients = torch.zeros(n, len(directions.names), device=device)
+            coefficients[:, at] = need.clamp(-limit, limit) * chosen.to(device)
+            edited = edits.apply(latent, directions, coefficients)
+            made.append(edits.pictures(generator, edited, 128, n))
+            seen.append(predictor.logits(made[-1])[:, columns])
+        small = [F.interpolate(x, (side, side), mode="area") for x in made]
+        pixels.append((torch.stack(small, dim=1) * 255).round().to(torch.uint8).cpu())
+        values.append((torch.stack(seen, dim=1) > threshold).float().cpu())
+        if done % (at_once * 100) == 0:
+            say(f"generated groups: {done} of {count}")
+    found = torch.cat(pixels), torch.cat(values)
+    work.mkdir(parents=True, exist_ok=True)
+    training.write({"told": told, "photos": found[0], "values": found[1]}, kept)
+    return found
+
+
+def run(
+    output: Path,
+    data: list[Path],
+    preset: str,
+    attributes: tuple[str, ...],
+    start: Path | None,
+    work: Path | None,
+    workers: int,
+    every: int,
+    cache: Path | None,
+    models_folder: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """What the command does: train on the photos in ``data`` (of people of the split *steer* alone, where labelled by
+    hand; the judge and the test never saw them) and on generated groups, then write the moving average's weights."""
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset {preset}: is none of {', '.join(PRESETS)}")
+    unknown = sorted(set(attributes) - set(ATTRIBUTES))
+    if unknown or not attributes:
+        raise ConfigError(f"--attributes: {', '.join(unknown) or 'names none'}; known are {', '.join(ATTRIBUTES)}")
+    chosen = PRESETS[preset]
+    folder = work or output.with_suffix(".work")
+    side, none = chosen.side, len(attributes)
+    pixels, values = [torch.empty(0, 3, side, side, dtype=torch.uint8)], [torch.empty(0, none)]
+    if data:
+        predictor = Predictor.load(STEER, models_folder)
+        for place in data:
+            found = faces_of(place, None, cache or CACHE, models_folder, say)
+            # Labels by hand are what the judge learned from, so of its people none may be used here.
+            found = found.of("steer") if np.isfinite(found.labels).any() else found.of("steer", "judge")
+            x, y = photos(found, attributes, side, predictor)
+            pixels.append(x)
+            values.append(y)
+            say(f"{place.name}: {len(found)} faces of {len(set(found.subject.tolist()))} people")
+    group = torch.empty(0, 1 + VARIANTS, 3, side, side, dtype=torch.uint8), torch.empty(0, 1 + VARIANTS, none)
+    if chosen.groups:
+        group = groups(chosen.groups, attributes, side, folder, say)
+    whole = Data(torch.cat(pixels), torch.cat(values), *group)
+    begin = stargan.Generator.load(start) if start else None
+
+    def make() -> StarganTask:
+        return StarganTask(whole, chosen, attributes, folder, begin)
+
+    if workers:
+        from facecrowd.pipeline.ray_data import session
+
+        with session():
+            training.train_on_ray(make, folder, every, workers, torch.cuda.is_available(), say)
+    task = training.train(make, folder, every, say=say)
+    assert isinstance(task, StarganTask)
+    state = {name: value.detach().cpu().half().contiguous() for name, value in task.average.state_dict().items()}
+    task.average.about |= {
+        "preset": preset,
+        "splits": ["steer"],
+        "labels": f"given, else by {STEER}",
+        "steps": task.steps,
+        "identity_loss": IDENTITY if chosen.id else None,
+        **task.measure(),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, str(output), metadata=task.average.metadata())
+    say(f"wrote {output}")
