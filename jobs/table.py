@@ -15,13 +15,11 @@ never from its class numbers, subjects and sensitive values from the table.
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,12 @@ import pyarrow.parquet as pq
 
 from facecrowd.jobs.earlier import figures, intervals, published
 from facecrowd.jobs.earlier import lines as earlier_lines
-from facecrowd.pipeline import histogram, ray_data
+from facecrowd.pipeline import histogram, planners, ray_data
 from facecrowd.pipeline.config import EVERY, TablePolicy
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.histogram import CLASS, Classes, Roles, Table
 from facecrowd.pipeline.photos import read_table
+from facecrowd.pipeline.planners import METHODS, Made
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.storage import Folder, Workspace, to_parquet
 from facecrowd.privacy import assessment, closeness
@@ -45,10 +44,9 @@ from facecrowd.privacy.attributes import Hierarchy
 from facecrowd.privacy.cells import SUPPRESSED, CellPlan, Cells
 from facecrowd.privacy.classes import Histogram, equivalence_classes, regrouped
 from facecrowd.privacy.misprediction import ConfusionError, Rates, misprediction
-from facecrowd.privacy.updates import Published, check_updates, extend
+from facecrowd.privacy.updates import Published, check_updates
 from facecrowd.privacy.verdict import Requirement
 
-METHODS = ("mondrian", "suppress", "k-same", "ppas", "ppas-verified")
 PLAN, CLASSES, VERDICT = "plan.parquet", "classes.parquet", "verdict.json"
 COLUMNS = ("class_id", "suppressed", "reason")
 """What a plan adds to the subject and the released values."""
@@ -138,7 +136,7 @@ def audit_table(
         found = replace(found, verdict=replace(found.verdict, requirements=tuple(requirements)))
         if curve:
             cells = _cells(table, layout, asked, progress, ray)
-            planner = _planner("mondrian", asked)
+            planner = planners.planner("mondrian", asked.public)
             found = replace(found, curve=_curve(cells, asked, planner, progress))
         crossed = _intersection(seen, released_layout, released, asked.limits, progress, ray)
     mispredicted = None
@@ -324,12 +322,15 @@ def plan_table(
             chosen.cells, asked.limits, plan=chosen.plan, epsilon=chosen.epsilon, reference=asked.public
         )
         if curve:
-            found = replace(found, curve=_curve(cells, asked, _planner(_curve_method(method), asked), progress))
+            found = replace(
+                found, curve=_curve(cells, asked, planners.planner(_curve_method(method), asked.public), progress)
+            )
         crossed = None
         if not policy.per_subject and table.rows <= INTERSECTED_ROWS:
             crossed = _crossed(regrouped(chosen.cells.partial, chosen.plan.class_of_cell), asked.limits)
         note = {"method": method, "per_subject": policy.per_subject, "epsilon": chosen.epsilon}
         released = chosen.released
+        over_time = None if chosen.updates is None else figures(chosen.updates)
         _write_plan(output, table, layout, asked, cells, chosen, note, progress)
     report = {
         "table": {"rows": table.rows, "columns": len(table.schema.names)},
@@ -342,69 +343,19 @@ def plan_table(
         },
         **found.as_dict(),
         "intersection": crossed,
-        "earlier": chosen.over_time,
+        "earlier": over_time,
     }
     _write(output, released, report, intervals(chosen.cells.attributes, chosen.plan))
     lines = [*_head(path, asked, None), f"plan by {method}", *(f"  {line}" for line in chosen.plan.notes)]
     lines += [*found.lines(), *_crossed_lines(crossed, asked.limits.k)]
-    lines += [*(earlier_lines(chosen.over_time) if chosen.over_time else []), f"plan: {output}"]
+    lines += [*(earlier_lines(over_time) if over_time else []), f"plan: {output}"]
     return report, lines
-
-
-@dataclass(frozen=True)
-class Made:
-    """A plan, the cells it plans (randomised ones where the method randomises first), the epsilon it spent, what PPAS
-    chose for each attribute, and what the earlier releases and this one leave of everybody's crowd."""
-
-    cells: Cells
-    plan: CellPlan
-    epsilon: float | None = None
-    choices: tuple[dict[str, Any], ...] = ()
-    over_time: dict[str, Any] | None = None
-
-    @property
-    def released(self) -> Histogram:
-        """What the plan releases. Raises UnreachableError where that is nothing."""
-        from facecrowd.privacy.cells import planned
-        from facecrowd.privacy.errors import UnreachableError
-
-        found = planned(self.cells, self.plan)
-        if found is None:
-            raise UnreachableError("the plan suppresses every row, so nothing is released; relax the policy")
-        return found
 
 
 def made(method: str, cells: Cells, asked: Asked, workspace: str, earlier: Sequence[Published] = ()) -> Made:
     """The plan of a method, kept to what was released earlier. Raises ConfigError, or an error of ``privacy/``."""
-    limits = asked.limits
-    digest = None if limits.epsilon is None else _digest(workspace)
-    if method.startswith("ppas"):
-        from facecrowd.privacy.ppas import ppas, ppas_verified
-
-        found = (
-            ppas(cells, limits, digest=digest, reference=asked.public)
-            if method == "ppas"
-            else ppas_verified(
-                cells, limits, digest=digest, planner=_planner("mondrian", asked), reference=asked.public
-            )
-        )
-        return Made(found.cells, found.plan, found.epsilon, tuple(asdict(choice) for choice in found.choices))
-    epsilon = None
-    if limits.epsilon is not None and digest is not None:
-        # What is planned on randomised vectors is post-processing: it spends nothing more.
-        from facecrowd.privacy.randomisation import randomise
-
-        randomised = randomise(cells, limits.epsilon, digest)
-        cells, epsilon = randomised.cells, randomised.epsilon
-    if method == "k-same":
-        from facecrowd.privacy.ksame import k_same
-
-        same = k_same(cells, limits, reference=asked.public)
-        return Made(same.cells, same.plan, epsilon)
-    if earlier:
-        later = extend(earlier, cells, limits, planner=_planner(method, asked), reference=asked.public)
-        return Made(later.cells, later.plan, epsilon, over_time=figures(later.updates))
-    return Made(cells, _planner(method, asked)(cells, limits), epsilon)
+    digest = None if asked.limits.epsilon is None else _digest(workspace)
+    return planners.made(method, cells, asked.limits, digest, asked.public, earlier)
 
 
 def _digest(workspace: str) -> Callable[[str, bytes], bytes]:
@@ -416,15 +367,6 @@ def _digest(workspace: str) -> Callable[[str, bytes], bytes]:
 def _curve_method(method: str) -> str:
     """Who plans the points of a curve: PPAS leaves classes to mondrian."""
     return "suppress" if method == "suppress" else "mondrian"
-
-
-def _planner(method: str, asked: Asked) -> Callable[[Cells, policies.Policy], CellPlan]:
-    module, name = {"mondrian": ("mondrian", "mondrian"), "suppress": ("suppression", "suppress")}[method]
-    try:
-        made: Callable[..., CellPlan] = getattr(importlib.import_module(f"facecrowd.privacy.{module}"), name)
-    except ModuleNotFoundError:
-        raise ConfigError(f"--method {method}: not in this version") from None
-    return partial(made, reference=asked.public)
 
 
 def _curve(
