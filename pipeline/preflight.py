@@ -13,7 +13,6 @@ from facecrowd.pipeline import attributes, ray_data
 from facecrowd.pipeline.config import Compute, Detect, ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.photos import Photo
-from facecrowd.pipeline.schema import EMBEDDING_SIZE
 from facecrowd.pipeline.storage import Folder
 from facecrowd.stages import models
 
@@ -26,8 +25,7 @@ RELEASED = 30_000
 def model_hashes(config: Detect, download: bool = True) -> dict[str, str]:
     """SHA-256 of the detector's and the recogniser's file, each of a kind that does its task.
 
-    Models that are missing are fetched; without ``download`` their hash is empty. Raises ModelError, and ConfigError
-    for a recogniser whose embeddings do not fit the manifests.
+    Models that are missing are fetched; without ``download`` their hash is empty. Raises ModelError.
     """
     tasks: dict[str, tuple[str, models.Task]] = {
         "detector": (config.detector, "detection"),
@@ -43,11 +41,6 @@ def model_hashes(config: Detect, download: bool = True) -> dict[str, str]:
             hashes[role] = ""
             continue
         models.check_task(file, task)
-        if role == "recogniser" and models.embedding_width(file) not in (0, EMBEDDING_SIZE):
-            width = models.embedding_width(file)
-            raise ConfigError(
-                f"detect.recogniser {name}: gives {width} numbers for a face; the manifests hold {EMBEDDING_SIZE}"
-            )
         hashes[role] = models.sha256(file)
     return hashes
 

@@ -719,7 +719,11 @@ def lone_surrogates(plan: planning.Plan, surrogates: pa.Table) -> list[int]:
     order = rows[np.argsort(plan.class_id[rows], kind="stable")]
     members = np.split(order, np.flatnonzero(np.diff(plan.class_id[order])) + 1)
     of_class = {int(plan.class_id[of[0]]): plan.embedding[of] for of in members}
-    faces = zip(surrogates["class_id"].to_pylist(), steps.embedding_array(surrogates["embedding"]), strict=True)
+    faces = zip(
+        surrogates["class_id"].to_pylist(),
+        steps.embedding_array(surrogates["embedding"], plan.embedding.shape[1]),
+        strict=True,
+    )
     return sorted({c for c, face in faces if float((of_class[c] @ face).max()) >= LONE})
 
 
@@ -741,7 +745,7 @@ def released_faces(plan: planning.Plan, parts: Parts, count: int, hashes: list[s
         table = parts.read(part, ["face_id", "status", "detected", "embedding", "attributes"])
         table = table.filter(pc.equal(table["status"], OK))
         rows += [row_of[face] for face in table["face_id"].to_pylist()]
-        vectors.append(steps.embedding_array(table["embedding"]))
+        vectors.append(steps.embedding_array(table["embedding"], plan.embedding.shape[1]))
         detected += table["detected"].to_pylist()
         shown.append(steps.attribute_array(table["attributes"]))
     kept = np.array([hashes[row] for row in rows], dtype=object)

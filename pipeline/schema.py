@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 4
-EMBEDDING_SIZE = 512
+VERSION = 5
 ATTRIBUTES = 40
 
 
@@ -44,7 +43,7 @@ _STATUS = (
 _RUN = Column(
     "run", pa.string(), "hash of all that decides this table's content; a re-run with the same hash is the same"
 )
-_EMBEDDING = pa.list_(pa.float32(), EMBEDDING_SIZE)
+_EMBEDDING = pa.list_(pa.float32())
 _PROBABILITIES = pa.list_(pa.float32(), ATTRIBUTES)
 
 PHOTOS = Manifest(
@@ -80,7 +79,7 @@ FACES = Manifest(
         Column("score", pa.float32(), "detection score in 0..1"),
         Column("matrix", pa.list_(pa.float32(), 6), "2x3 similarity from photo to crop, row by row"),
         Column("crop", pa.binary(), "the aligned face as JPEG"),
-        Column("embedding", _EMBEDDING, "unit vector of the recogniser"),
+        Column("embedding", _EMBEDDING, "unit vector of the recogniser; in one run all are as long"),
         Column(
             "attributes",
             _PROBABILITIES,
@@ -162,7 +161,7 @@ SURROGATES = Manifest(
         *_STATUS,
         Column("image", pa.binary(), "the surrogate as released (JPEG)"),
         Column("detected", pa.bool_(), "whether the detector finds a face in it"),
-        Column("embedding", _EMBEDDING, "unit vector of the recogniser"),
+        Column("embedding", _EMBEDDING, "unit vector of the recogniser; in one run all are as long"),
         Column("attributes", _PROBABILITIES, "the judge's probabilities; null where none was asked"),
         Column(
             "realised",

@@ -26,7 +26,7 @@ from facecrowd.pipeline.config import Detect as DetectConfig
 from facecrowd.pipeline.config import Method
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.publish import read_images
-from facecrowd.pipeline.schema import ATTRIBUTES, EMBEDDING_SIZE
+from facecrowd.pipeline.schema import ATTRIBUTES
 from facecrowd.pipeline.storage import Folder, Parts
 from facecrowd.privacy.attributes import ANY
 from facecrowd.stages.align import Align
@@ -659,9 +659,9 @@ def _named(table: pa.Table) -> Batch:
     return {"photo_name" if name == "photo" else name: table[name].to_pylist() for name in table.column_names}
 
 
-def embedding_array(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, 512) float32; zeros where a row has none."""
-    return _vectors(column, EMBEDDING_SIZE, 0.0)
+def embedding_array(column: pa.ChunkedArray, width: int | None = None) -> np.ndarray:
+    """(N, width) float32; zeros where a row has none. Without ``width`` it is that of the vectors, 0 where none is."""
+    return _vectors(column, width, 0.0)
 
 
 def attribute_array(column: pa.ChunkedArray) -> np.ndarray:
@@ -669,11 +669,13 @@ def attribute_array(column: pa.ChunkedArray) -> np.ndarray:
     return _vectors(column, ATTRIBUTES, np.nan)
 
 
-def _vectors(column: pa.ChunkedArray, width: int, missing: float) -> np.ndarray:
+def _vectors(column: pa.ChunkedArray, width: int | None, missing: float) -> np.ndarray:
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
+    found = array.drop_null()
+    if width is None:
+        width = len(found[0]) if len(found) else 0
     out = np.full((len(array), width), missing, dtype=np.float32)
-    valid = np.asarray(array.is_valid())
-    out[valid] = array.drop_null().flatten().to_numpy().reshape(-1, width)
+    out[np.asarray(array.is_valid())] = found.flatten().to_numpy().reshape(len(found), width)
     return out

@@ -54,10 +54,13 @@ class Embed(Stage):
         self._recogniser: Recogniser | None = None
 
     def setup(self) -> None:
-        # Its networks take a second to import, which the process that only plans need not spend.
+        # These take a second to import, which the process that only plans need not spend.
+        import torch
+
         from facecrowd.stages import recognise
 
         cv2.setNumThreads(1)
+        torch.set_num_threads(self.threads)
         self._recogniser = recognise.load(
             self.recogniser, self.device, gradients=False, threads=self.threads, folder=self.folder
         )

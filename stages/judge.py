@@ -60,9 +60,12 @@ class Judge(Stage):
         self._detector: Detector | None = None
 
     def setup(self) -> None:
+        import torch
+
         from facecrowd.stages import recognise
 
         cv2.setNumThreads(1)
+        torch.set_num_threads(self.threads)
         self._recogniser = recognise.load(
             self.recogniser, self.device, gradients=False, threads=self.threads, folder=self.folder
         )

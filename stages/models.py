@@ -332,7 +332,16 @@ MODELS: dict[str, Model] = {
 PURPOSES: dict[Task, str] = {"detection": "face detector", "recognition": "recogniser"}
 """How the purpose of a model begins that can do a task."""
 
-_PROVEN = ("scrfd-500m", "scrfd-500m-kps", "arcface-mobilefacenet", "centerface")
+_PROVEN = (
+    "scrfd-500m",
+    "scrfd-500m-kps",
+    "centerface",
+    "arcface-mobilefacenet",
+    "sface",
+    "edgeface-s",
+    "facex-zoo-1",
+    "facex-zoo-2",
+)
 """Models whose files need no look into them to be known to do their task."""
 
 Progress = Callable[[str, int, int | None], None]
@@ -500,14 +509,6 @@ def check_task(file: Path, task: Task) -> None:
         raise WrongTask(f"{file} is no {PURPOSES[task]}: {what}")
     if task == "detection" and not getattr(found, "use_kps", False):
         raise WrongTask(f"{file} is no face detector with five landmarks, which aligning a face needs")
-
-
-def embedding_width(file: str | os.PathLike[str]) -> int:
-    """How many numbers a recogniser gives for a face; 0 where its file does not say."""
-    import onnx
-
-    output = onnx.load(os.fspath(file), load_external_data=False).graph.output[0]
-    return int(output.type.tensor_type.shape.dim[-1].dim_value)
 
 
 def licence_of(name: str | os.PathLike[str], sha256: str) -> str:

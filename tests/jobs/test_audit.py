@@ -22,6 +22,7 @@ from facecrowd.jobs.cli import app
 from facecrowd.pipeline import ray_data
 from facecrowd.pipeline.publish import MODIFIED
 from facecrowd.pipeline.release import Execute, Outcome
+from facecrowd.stages import models
 
 Tree = Callable[[Path | str], dict[str, bytes]]
 
@@ -87,7 +88,13 @@ def test_with_the_workspace_the_figures_are_measured_again_and_agree(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"output": "photo"}, {"method.name": "blur", "policy.k": None}, {"method.surrogates_per_subject": 3}]
+    "changes",
+    [
+        {"output": "photo"},
+        {"method.name": "blur", "policy.k": None},
+        {"method.surrogates_per_subject": 3},
+        {"detect.recogniser": "sface"},
+    ],
 )
 def test_every_kind_of_release_can_be_measured_again(
     tmp_path: Path,
@@ -96,6 +103,11 @@ def test_every_kind_of_release_can_be_measured_again(
     without_ray: None,
     changes: dict[str, Any],
 ) -> None:
+    if "detect.recogniser" in changes:
+        try:
+            models.path(changes["detect.recogniser"])
+        except models.Unobtainable as error:
+            pytest.skip(f"the recogniser cannot be had here: {error}")
     outcome = make_release(settings(tmp_path / "release", **changes))
     result = audit(tmp_path / "release", "--workspace", outcome.workspace.root, "--json", tmp_path / "audit.json")
     assert result.exit_code == 0, result.output

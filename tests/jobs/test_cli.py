@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
@@ -289,6 +290,28 @@ def test_the_json_figures_are_the_printed_ones(tmp_path: Path, flags: Flags, run
     assert lines[:-2] == verdict_lines(figures)
     assert lines[-2:] == [f"release: {tmp_path}/release", f"workspace (private): {tmp_path}/release.workspace"]
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("recogniser, width", [("sface", 128), ("facex-zoo-2", 512)])
+def test_a_release_may_use_any_recogniser_of_the_registry_however_wide(
+    tmp_path: Path, flags: Flags, run_here: None, photos: Path, recogniser: str, width: int
+) -> None:
+    try:
+        models.path(recogniser)
+    except models.Unobtainable as error:
+        pytest.skip(f"{recogniser} cannot be had here: {error}")
+    shutil.copytree(photos, tmp_path / "photos")
+    for name in ("torn", "worn"):  # a whole micro-batch without an embedding
+        (max((tmp_path / "photos").iterdir()) / f"{name}.jpg").write_bytes(b"torn")
+    arguments = [*flags(tmp_path / "release", "--recogniser", recogniser), "--input", str(tmp_path / "photos")]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert f"rank-1 by {recogniser}, gallery: originals" in result.stdout
+    for table in ("faces", "surrogates", "rendered"):
+        files = (tmp_path / "release.workspace").glob(f"tables/{table}/*/part-*.parquet")
+        found = [vector for file in files for vector in pq.read_table(file)["embedding"].to_pylist()]
+        assert {len(vector) for vector in found if vector is not None} == {width}
+        assert found.count(None) == (0 if table == "surrogates" else 2)
 
 
 def test_a_finished_release_is_not_made_again(tmp_path: Path, flags: Flags, run_here: None, tree: Tree) -> None:

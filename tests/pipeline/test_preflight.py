@@ -98,14 +98,6 @@ def test_a_file_for_another_task_is_refused(tmp_path: Path, model_folder: str | 
         preflight.model_hashes(Detect(detector=str(own), models=model_folder))
 
 
-def test_a_recogniser_whose_embeddings_do_not_fit_the_manifests_is_refused(
-    model_folder: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preflight, "EMBEDDING_SIZE", 128)
-    with pytest.raises(ConfigError, match="gives 512 numbers for a face; the manifests hold 128"):
-        preflight.model_hashes(Detect(models=model_folder))
-
-
 def test_a_judge_that_steers_the_rendering_or_is_close_to_what_does_is_refused() -> None:
     steering = preflight.Network(STEER, preflight.STEERING, models.sha256(locate(STEER)), "")
     preflight.judged_by_another([steering], attributes.find(JUDGE, download=False))

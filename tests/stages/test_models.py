@@ -355,7 +355,12 @@ def test_a_file_is_refused_for_another_task_whatever_it_is_called(weights, machi
     with pytest.raises(models.WrongTask, match="no model that InsightFace can run"):
         models.check_task(machine / "text.onnx", "detection")
     with pytest.raises(models.WrongTask, match="no model that InsightFace can run"):
-        models.check_task(weights("facex-zoo-1"), "recognition")
+        models.check_task(weights("bisenet"), "recognition")
+
+
+@pytest.mark.parametrize("name", [n for n, m in models.MODELS.items() if m.purpose.startswith("recogniser")])
+def test_every_recogniser_of_the_registry_may_be_a_releases(name, weights):
+    models.check_task(weights(name), "recognition")
 
 
 def test_what_may_not_be_fetched_is_not(toy, machine, monkeypatch):
