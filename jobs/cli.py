@@ -765,6 +765,51 @@ def evaluate_generator(
     _write_json(json_file, found)
 
 
+@evaluate_app.command(
+    "translation", epilog="Example: `facecrowd evaluate translation --data celeba-faces --json figures.json`"
+)
+@speaking
+def evaluate_translation(
+    data: DataFolder,
+    table: AttributeTable = None,
+    flips: Annotated[int, typer.Option(min=0, help="Test faces on which each attribute is flipped; 0 skips it.")] = 48,
+    quality: Annotated[int, typer.Option(min=0, help="Test faces translated to a plan; 0 skips it.")] = 200,
+    parts: Annotated[int, typer.Option(min=0, help="Test faces whose parts are obfuscated; 0 skips it.")] = 900,
+    speed: Annotated[int, typer.Option(min=0, help="Faces to time; 0 skips it.")] = 32,
+    inpaint: Annotated[int, typer.Option(min=0, help="Faces inpainted beside them, some 3 s each.")] = 16,
+    translators: Annotated[
+        str, typer.Option(help="stargan, stargan-identity, latent or files, comma-separated: of flips and quality.")
+    ] = "stargan",
+    keeper: Annotated[str, typer.Option(help="The translator whose parts are obfuscated.")] = "stargan-identity",
+    recognisers: Annotated[str, typer.Option(help="Who verifies, comma-separated; none that a loss has seen.")] = "",
+    work: WorkFolder = None,
+    cache: FaceCache = None,
+    models: ModelsFolder = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Does a translated face show what it should, what else changes, and do recognisers match. A killed run goes on."""
+    from facecrowd.jobs import evaluate_translation as evaluation
+    from facecrowd.jobs.labelled import CACHE
+    from facecrowd.jobs.labelled import faces as faces_of
+    from facecrowd.jobs.renditions import WORK, Networks
+
+    order = evaluation.Order(
+        flips=flips,
+        quality=quality,
+        parts=parts,
+        speed=speed,
+        inpaint=inpaint,
+        translators=tuple(translators.split(",")),
+        keeper=keeper,
+        recognisers=tuple(recognisers.split(",")) if recognisers else evaluation.RECOGNISERS,
+        work=work or WORK,
+    )
+    faces = faces_of(data, table, cache or CACHE, models, Progress().say)
+    found = evaluation.evaluate(Networks(folder=models), faces, order, Progress().say)
+    evaluation.show(found)
+    _write_json(json_file, found)
+
+
 @app.command(epilog="Example: `facecrowd sheet --data photos --output sheet.png --rows 6`")
 @speaking
 def sheet(
