@@ -14,12 +14,16 @@ import torch
 
 from facecrowd.jobs import renditions
 from facecrowd.jobs.labelled import Faces
+from facecrowd.jobs.renditions import SIDE
+from facecrowd.jobs.translations import Makers, planned
 from facecrowd.pipeline.errors import ConfigError, InputError
-from facecrowd.stages import inversion
+from facecrowd.stages import inversion, regions
+from facecrowd.stages.attributes import ATTRIBUTES
 from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import encode
 
 TILE = 128
+PARTS = ("1", "2", "3", "4", "adaptive")
 QUALITY = 88
 CAPTION = 22
 """Height of a line of captions, in pixels."""
@@ -38,6 +42,9 @@ COLUMNS = (
     "k-same",
     "inpaint",
 )
+TRANSLATED = ("flip", "planned", "heatmap", "parts")
+"""Columns of translators: an attribute turned round, a class's attributes, what ties a face to its identity, and parts
+obfuscated."""
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -52,11 +59,16 @@ def checked(output: Path, columns: Sequence[str]) -> None:
         if name == "k-same":
             if value and (not value.isdecimal() or int(value) < 2):
                 raise ConfigError(f"--columns {column}: k is a whole number of 2 or more")
+        elif name in TRANSLATED:
+            if (name == "flip" and value not in ATTRIBUTES) or (name == "parts" and value not in PARTS):
+                raise ConfigError(f"--columns {column}: as in flip:Male, or parts:1 to parts:4 and parts:adaptive")
         elif column != "original":
             try:
                 renditions.known(column)
             except ConfigError as error:
-                raise ConfigError(f"--columns: {error}, original or k-same[:K]") from None
+                raise ConfigError(
+                    f"--columns: {error}, original, k-same[:K], flip:ATTRIBUTE, planned, heatmap or parts:N"
+                ) from None
 
 
 def sheet(
@@ -88,6 +100,8 @@ def sheet(
         say(f"sheet: {column}")
         if column == "original":
             tiles[column] = [decode(crop) for crop in chosen.crop]
+        elif column.partition(":")[0] in TRANSLATED:
+            tiles[column] = _translated(Makers(networks, work), faces, chosen, column, k)
         elif column.startswith("k-same"):
             tiles[column] = _k_same(networks, faces, chosen, int(column.partition(":")[2] or k), work)
         else:
@@ -105,6 +119,28 @@ def _k_same(networks: renditions.Networks, faces: Faces, chosen: Faces, k: int, 
     released = renditions.surrogates(networks, faces, renditions.encoded(networks, faces.crop, work), by, 0, work)
     of = dict(zip(faces.subject.tolist(), released.of.tolist(), strict=True))
     return [decode(released.images[of[person]]) for person in chosen.subject.tolist()]
+
+
+def _translated(makers: Makers, faces: Faces, chosen: Faces, column: str, k: int) -> list[np.ndarray]:
+    """What StarGAN makes of the chosen faces; parts by the weights that keep the identity."""
+    name, _, value = column.partition(":")
+    if name == "heatmap":
+        crops = [decode(crop) for crop in chosen.crop]
+        heat = makers.maps.grad_cam(crops)
+        return [regions.overlay(crop, own) for crop, own in zip(crops, heat, strict=True)]
+    if name == "parts":
+        made = makers.obfuscated("stargan-identity", chosen.crop, int(value) if value.isdecimal() else value, SIDE)
+        return [decode(crop) for crop in made]
+    if name == "flip":
+        wanted = np.full((len(chosen), len(ATTRIBUTES)), -1, np.int8)
+        at = ATTRIBUTES.index(value)
+        wanted[:, at] = 1 - makers.values(chosen.crop)[:, at]
+    else:
+        place = {key: i for i, key in enumerate(zip(faces.subject.tolist(), faces.name.tolist(), strict=True))}
+        rows = [place[key] for key in zip(chosen.subject.tolist(), chosen.name.tolist(), strict=True)]
+        known = np.isin(ATTRIBUTES, makers.translator("stargan").attributes)
+        wanted = np.where(known, planned(makers, faces, k)[rows], -1).astype(np.int8)
+    return [decode(crop) for crop in makers.translated("stargan", chosen.crop, wanted, SIDE)]
 
 
 def _caption(column: str, k: int) -> str:

@@ -82,11 +82,11 @@ class Preset:
 
 PAPER: dict[str, Any] = {"residual": False, "encoding": "target", "augment": False, "decay": 0.0}
 PRESETS = {
-    "cpu": Preset(4_000, 12, 2, 96, 32, groups=1_200, rate=3e-4, layers=5),
+    "cpu": Preset(2_600, 8, 1, 96, 32, groups=1_200, rate=3e-4, layers=5),
     "gpu": Preset(9_000, 64, 5, 128, 64, groups=6_000, rate=2e-4),
     "anonymousnet": Preset(40_000, 16, **PAPER),
     "adaptive": Preset(0, 16, epochs=20, id=1.0, **PAPER),
-    "identity": Preset(800, 8, 2, 96, 32, groups=1_200, rate=1e-4, layers=5, hold=0.0, id=4.0),
+    "identity": Preset(500, 8, 1, 96, 32, groups=1_200, rate=1e-4, layers=5, hold=0.0, id=4.0),
     "smoke": Preset(4, 2, 2, 64, 8, groups=10, layers=4),
 }
 """The papers': AnonymousNet has StarGAN's 200,000 discriminator steps of 16; adaptive obfuscation 10 + 10 epochs and
