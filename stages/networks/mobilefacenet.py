@@ -13,10 +13,9 @@ from __future__ import annotations
 import os
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
-from facecrowd.stages.models import WrongWeights
+from facecrowd.stages.networks import onnx
 
 WIDTH = 512
 
@@ -91,31 +90,6 @@ class MobileFaceNet(nn.Module):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The network of ``w600k_mbf.onnx``, in eval mode and frozen. Raises ``WrongWeights``."""
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-        from onnx import numpy_helper
-
         network = cls().requires_grad_(False).eval()
-        try:
-            graph = onnx.load(os.fspath(path)).graph
-        except DecodeError as error:
-            raise WrongWeights(f"{os.fspath(path)} is no ONNX file: {error}") from error
-        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        kinds = {"Conv": nn.Conv2d, "PRelu": nn.PReLU, "Gemm": nn.Linear, "BatchNormalization": nn.BatchNorm1d}
-        nodes = [node for node in graph.node if node.op_type in kinds]
-        layers = [layer for layer in network.modules() if isinstance(layer, tuple(kinds.values()))]
-        # The exporter's names are numbers that mean nothing, but its order is that of the computation, as is ours.
-        if [kinds[node.op_type] for node in nodes] != [type(layer) for layer in layers]:
-            raise WrongWeights(f"{os.fspath(path)} is not the graph of InsightFace's MobileFaceNet (w600k_mbf)")
-        for node, layer in zip(nodes, layers, strict=True):
-            names = ["weight", "bias", "running_mean", "running_var"]
-            for name, given in zip(names, node.input[1:], strict=False):
-                own = getattr(layer, name)
-                values = torch.from_numpy(stored[given].copy())
-                if values.numel() != own.numel() or values.shape[0] != own.shape[0]:
-                    raise WrongWeights(
-                        f"{os.fspath(path)}: {node.op_type} {node.name} has a {name} of shape {tuple(values.shape)}, "
-                        f"MobileFaceNet has {tuple(own.shape)}"
-                    )
-                own.copy_(values.reshape(own.shape))
+        onnx.read_weights(path, network)
         return network

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
-from facecrowd.stages.models import WrongWeights
+from facecrowd.stages.networks import onnx
 
 WIDTH = 128
 LAYERS = (
@@ -73,27 +72,6 @@ class SFace(nn.Module):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The network of ``face_recognition_sface_2021dec.onnx``, in eval mode and frozen. Raises ``WrongWeights``."""
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-        from onnx import numpy_helper
-
         network = cls().requires_grad_(False).eval()
-        try:
-            graph = onnx.load(os.fspath(path)).graph
-        except DecodeError as error:
-            raise WrongWeights(f"{os.fspath(path)} is no ONNX file: {error}") from error
-        stored = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-        norm = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
-        try:
-            state = {f"pre_fc1.{part}": stored[f"pre_fc1_{part}"] for part in ("weight", "bias")}
-            for own, theirs in norm.items():
-                state |= {f"{name}.{own}": stored[f"{name}_{theirs}"] for name in ("bn1", "fc1")}
-                state |= {f"features.{name}.1.{own}": stored[f"{name}_batchnorm_{theirs}"] for name in network.features}
-            for name in network.features:
-                state[f"features.{name}.0.weight"] = stored[f"{name}_conv2d_weight"]
-                state[f"features.{name}.2.weight"] = stored[f"{name}_relu_gamma"].flatten()
-            counters = {name for name in network.state_dict() if name.endswith("num_batches_tracked")}
-            network.load_state_dict(state | {name: torch.tensor(0) for name in counters})
-        except (KeyError, RuntimeError) as error:
-            raise WrongWeights(f"{os.fspath(path)} does not hold the weights of SFace: {error}") from error
+        onnx.read_weights(path, network)
         return network

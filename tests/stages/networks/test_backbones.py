@@ -119,7 +119,7 @@ def test_a_file_of_something_else_is_refused_by_name(name, weights, tmp_path):
 
 
 def test_another_onnx_network_is_no_mobilefacenet(weights):
-    with pytest.raises(models.WrongWeights, match="not the graph"):
+    with pytest.raises(models.WrongWeights, match="other layers than MobileFaceNet"):
         MobileFaceNet.load(weights("sface"))
 
 
