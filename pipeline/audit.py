@@ -19,6 +19,7 @@ import facecrowd.privacy.verdict as verdicts
 from facecrowd.pipeline.attributes import Looked, measured
 from facecrowd.pipeline.config import PIXEL_METHODS, ReleaseConfig
 from facecrowd.pipeline.plan import Plan, asked
+from facecrowd.pipeline.presets import predictable
 from facecrowd.privacy.classes import Histogram, histogram
 from facecrowd.privacy.reidentification import Identification, identify
 from facecrowd.stages.runkey import RunKey
@@ -62,6 +63,10 @@ DEEPBLUR = (
     "achieve more."
 )
 INFERRED = "That {select} was predicted, so that all of them have it is measured, not certain."
+NOT_REALISED = (
+    "Of {names}, which no predictor knows, faces show what their class's mean happens to show, whatever the release "
+    "states: no stated value is realised, and nothing is drawn for one left open (*)."
+)
 INPAINT = (
     "No guarantee: the search never sees the old face, of which the new one knows the place alone (its landmarks, and "
     "what JPEG carried over its edge), but hair, neck, clothes and background are kept and may still identify the "
@@ -195,6 +200,9 @@ def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, forma
         parts.append(SELECTED.format(select=method.select))
         if method.select not in brought:
             parts.append(INFERRED.format(select=method.select))
+    released = config.policy.quasi_identifiers if method.generated else ()
+    if unknown := [name for name in released if name not in predictable()]:
+        parts.append(NOT_REALISED.format(names=_and(unknown)))
     if method.keep:
         parts.append(KEPT.format(kept=_and(method.keep), k=k))
     effective = anonymity.effective_k(shown).value if shown is not None else 1.0

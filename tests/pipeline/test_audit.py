@@ -6,15 +6,18 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from facecrowd.pipeline import attributes
 from facecrowd.pipeline import audit as audits
 from facecrowd.pipeline.audit import Released
 from facecrowd.pipeline.release import Outcome
+from facecrowd.stages.attributes import STEER
 from facecrowd.stages.runkey import RunKey
 
 Settings = Callable[..., Any]
@@ -102,6 +105,21 @@ def test_t_weighs_a_persons_photos_and_not_how_many_images_stand_for_each(
     ]
     found = [[r["found"] for r in outcome.audit["requirements"] if r["name"].startswith("t ")] for outcome in outcomes]
     assert found[0] == found[1]
+
+
+def test_an_attribute_that_no_predictor_knows_is_said_to_be_neither_drawn_nor_shown(settings: Settings) -> None:
+    def said(surrogate: str, *names: str) -> str:
+        asked = {"method.surrogate": surrogate, "policy.quasi_identifiers": list(names), "input.attributes": "t.csv"}
+        config = settings("out", **asked)
+        plan: Any = SimpleNamespace(subjects=SimpleNamespace(source="folder"))
+        return audits._guarantee(config, plan, None, True, names)
+
+    priors = attributes.priors(STEER, ("Male", "Badge", "Hat"))
+    assert list(priors) == ["Male"]  # what is drawn and realised, by LatentSource
+    text = said("latent", "Male", "Badge", "Hat")
+    assert "Of Badge and Hat, which no predictor knows, faces show what their class's mean happens to show" in text
+    assert "nothing is drawn for one left open (*)." in text
+    assert "no predictor knows" not in said("latent", "Male") + said("average", "Hat")
 
 
 def test_nothing_in_an_audit_leads_to_a_source(released: Outcome) -> None:
