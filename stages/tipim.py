@@ -228,20 +228,20 @@ def jpeg(x: Tensor, quality: int, subsampling: Subsampling = "420") -> Tensor:
     colours = torch.tensor(
         [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=x.dtype
     ).to(x.device)
-    planes = torch.einsum("ck,nkhw->nchw", colours, x)
+    planes = _round(torch.einsum("ck,nkhw->nchw", colours, x))
     light, colour = planes[:, :1] - 128, planes[:, 1:]
     if half == 2:
         colour = F.avg_pool2d(colour, 2)
     light = _blocks(light, _table(LUMINANCE, quality).to(x)) + 128
     colour = _blocks(colour, _table(CHROMINANCE, quality).to(x))
     if half == 2:
-        colour = F.interpolate(colour, scale_factor=2, mode="bilinear")
+        colour = _round(F.interpolate(colour, scale_factor=2, mode="bilinear"))
     back = torch.einsum("ck,nkhw->nchw", torch.linalg.inv(colours), torch.cat([light, colour], dim=1))
     return _round(back.clamp(0, 255))[..., :height, :width]
 
 
 def _blocks(planes: Tensor, table: Tensor) -> Tensor:
-    """Planes (N, C, H, W) with the cosine coefficients of their 8 x 8 blocks rounded to multiples of the table's."""
+    """Planes (N, C, H, W) about 0, the cosine coefficients of their 8 x 8 blocks rounded to multiples of the table's."""
     n, c, height, width = planes.shape
     at = torch.arange(8, dtype=torch.float64)
     cosines = torch.cos((2 * at + 1) * at[:, None] * math.pi / 16) / 2
@@ -250,7 +250,7 @@ def _blocks(planes: Tensor, table: Tensor) -> Tensor:
     blocks = _round(planes).reshape(n, c, height // 8, 8, width // 8, 8).transpose(3, 4)
     coefficients = cosines @ blocks @ cosines.T
     kept = _round(coefficients / table) * table
-    return (cosines.T @ kept @ cosines).transpose(3, 4).reshape(n, c, height, width)
+    return _round((cosines.T @ kept @ cosines).clamp(-128, 127)).transpose(3, 4).reshape(n, c, height, width)
 
 
 def _round(x: Tensor) -> Tensor:
