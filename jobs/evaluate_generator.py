@@ -531,7 +531,7 @@ def methods(networks: Networks, x: Tensor) -> dict[str, Callable[[], Any]]:
 
     def inpainted() -> np.ndarray:
         drawn = torch.stack([inpaint.draw(searching, KEY, str(i)) for i in range(count)])
-        return inpaint.inpaint(searching, crops, drawn, STEPS, SIDE)
+        return inpaint.inpaint(searching, crops, drawn, STEPS, SIDE)[0]
 
     found: dict[str, Callable[[], Any]] = {
         "encode": torch.no_grad()(lambda: encoder(x)),

@@ -97,7 +97,9 @@ class Networks:
     @cached_property
     def searching(self) -> inversion.Networks:
         """Those of them that a latent search takes."""
-        return inversion.Networks(self.generator, self.lpips, inversion.Space.of(self.generator), self.encoder)
+        return inversion.Networks(
+            self.generator, self.lpips, inversion.Space.of(self.generator), self.encoder, self.half
+        )
 
     @cached_property
     def inception(self) -> Inception:
@@ -407,7 +409,7 @@ def altered(
         if method != "inpaint:average":
             drawn = torch.stack([inpaint.draw(networks.searching, KEY, surrogate.digest(crop)) for crop in some])
         given = [decode(crop) for crop in some]
-        return {"images": inpaint.inpaint(networks.searching, given, drawn, steps, SIDE, size)}
+        return {"images": inpaint.inpaint(networks.searching, given, drawn, steps, SIDE, size)[0]}
 
     told = [*networks.told, method.removesuffix(":drawn"), steps, size]
     images = by_chunk(crops, work, "inpainted", told, make, networks.searched_at_once)["images"]

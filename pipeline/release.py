@@ -212,8 +212,9 @@ class _Run:
         predicted = (self.prepared.listing.brought, c.attributes.unknown_margin)
         method = (c.method.name, c.method.select)
         plan = fingerprint(faces, policy, *method, self.prepared.listing.subjects, *people, *predicted)
-        draws = self.salt if c.method.generated else ""
-        rendered = fingerprint(plan, c.method.model_dump(), c.output, c.release.quality, judge, self._renderer, draws)
+        draws, bits = (self.salt, self._rendering().bits) if c.method.generated else ("", None)
+        asked = (c.method.model_dump(), c.output, c.release.quality)
+        rendered = fingerprint(plan, *asked, judge, self._renderer, draws, bits)
         return {
             "photos": photos,
             "faces": faces,
@@ -411,7 +412,8 @@ class _Run:
                 stages = steps.search_stages(self._rendering(), c.detect, c.release.quality, of_crops)
             else:
                 stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key, of_crops)
-        step = ray_data.Step("render", source, stages, steps.RenderedSink(rendered, c.detect.crop_size))
+        sink = steps.RenderedSink(rendered, c.detect.crop_size)
+        step = ray_data.Step("render", source, stages, sink, at_once=steps.FACES_AT_ONCE)
         self._table(rendered, self.batches, self._on_ray(step))
         if c.output == "photo":
             photos = self.parts(RENDERED_PHOTOS, "rendered")
@@ -465,7 +467,7 @@ class _Run:
             priors=attributes.priors(preflight.steering(c), c.policy.quasi_identifiers, c.detect.models),
         )
         stages = steps.latent_stages(self._rendering(), c.detect, c.release.quality, judge)
-        return ray_data.Step("surrogates", source, stages, sink)
+        return ray_data.Step("surrogates", source, stages, sink, at_once=steps.FACES_AT_ONCE)
 
     def _rendering(self) -> steps.Rendering:
         c = self.config

@@ -189,9 +189,11 @@ RENDERED = Manifest(
             _PROBABILITIES,
             "the judge's probabilities on the released pixels; null where none was asked",
         ),
-        Column("search_loss", pa.float32(), "deepblur: loss of the latent search at its end; else null"),
-        Column("search_steps", pa.int32(), "deepblur: steps the search took; else null"),
-        Column("converged", pa.bool_(), "deepblur: whether the search ended by itself; else null"),
+        Column("search_loss", pa.float32(), "deepblur, inpaint: loss of the latent search at its end; else null"),
+        Column(
+            "search_steps", pa.int32(), "deepblur, inpaint: steps the search took (inpaint: its second half); else null"
+        ),
+        Column("converged", pa.bool_(), "deepblur, inpaint: whether the search ended by itself; else null"),
     ),
 )
 

@@ -43,6 +43,9 @@ from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Batch, Resources, Stage, rows
 
 CLASSES_PER_PART = 32
+FACES_AT_ONCE = 64
+"""Faces in a worker's memory, rendered and not yet encoded: of 1024 pixels a side they are 200 MB. A part has as many
+as its classes have faces."""
 IMAGES_PER_PART = 64
 PHOTOS_AT_ONCE = 4
 """Photos in a worker's memory: decoded, 20 megapixels are 60 MB."""
@@ -269,6 +272,15 @@ class Rendering:
     def device(self) -> str:
         return "cuda" if self.gpus else "cpu"
 
+    @property
+    def half(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def bits(self) -> tuple[str, bool, int]:
+        """What of the machine decides the last bits of a picture: those of a CPU and of a GPU must not mix in a run."""
+        return self.device, self.half, self.at_once
+
 
 GPU_AT_ONCE = 16
 """Faces that go through the generator together on a GPU; on a CPU more than one gains nothing."""
@@ -298,6 +310,7 @@ def latent_stages(
         directions=SHIPPED_DIRECTIONS,
         at_once=rendering.at_once,
         device=rendering.device,
+        half=rendering.half,
         folder=rendering.folder,
     )
     return together((surrogate, Encode(column="rendered", quality=quality), *judges(config, predictor)), rendering.gpus)
@@ -456,20 +469,22 @@ def search_stages(
     from facecrowd.stages.deepblur import DeepBlur
     from facecrowd.stages.inpaint import Inpaint
     from facecrowd.stages.networks import encoder
+    from facecrowd.stages.searching import Searching
 
     method = rendering.method
-    same: dict[str, Any] = {
-        "steps": method.search_steps,
-        "size": rendering.size,
-        "encoder": encoder.SHIPPED,
-        "at_once": rendering.at_once,
-        "device": rendering.device,
-        "folder": rendering.folder,
-    }
+    how = Searching(
+        steps=method.search_steps,
+        # An encoder's guess is made for whole faces.
+        start=method.start if method.name == "deepblur" else "mean",
+        size=rendering.size,
+        encoder=encoder.SHIPPED,
+        at_once=rendering.at_once,
+        device=rendering.device,
+        half=rendering.half,
+        folder=rendering.folder,
+    )
     stage: Stage = (
-        DeepBlur(method.latent_sigma, start=method.start, **same)
-        if method.name == "deepblur"
-        else Inpaint("drawn", rendering.key, **same)
+        DeepBlur(method.latent_sigma, how) if method.name == "deepblur" else Inpaint("drawn", rendering.key, how)
     )
     first = DecodeImages("crop_image", "crop")
     return together(

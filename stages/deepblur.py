@@ -14,19 +14,15 @@ Privacy is measured, never promised: the picture still depends on the person.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from facecrowd.stages.attributes import pictures
-from facecrowd.stages.batch import explain, outcomes
-from facecrowd.stages.inversion import SHIPPED_ENCODER, Networks, Optimiser, Size, Start, search
-from facecrowd.stages.networks.mobilestylegan import SIZES
-from facecrowd.stages.stage import Batch, Resources, Stage, live
+from facecrowd.stages.inversion import Networks, Search, search
+from facecrowd.stages.searching import OUTPUTS, Searching, render_all
+from facecrowd.stages.stage import Batch, Resources, Stage
 
 SIGMA = 1.0
 """The stronger of the two settings that the paper's table 2 compares (0.5 and 1.0)."""
@@ -61,115 +57,54 @@ def _gaussian(count: int, sigma: float) -> Tensor:
 class DeepBlur(Stage):
     """Renders every crop of a batch anew, from its low-pass filtered latent.
 
-    rendered : (size, size, 3) uint8 RGB; None in rows that are not ``ok``
-    search_loss : float32, of the latent before it was filtered; NaN in rows that are not ``ok``
-    search_steps : int32, steps taken; fewer than asked where the search converged
-    converged : bool
+    Columns as in ``searching.render_all``; the loss is of the latent before it was filtered.
     """
 
     name = "deepblur"
     inputs = ("crop",)
-    outputs = ("rendered", "search_loss", "search_steps", "converged", "status", "reason")
+    outputs = OUTPUTS
     transient = ("rendered",)
 
-    def __init__(
-        self,
-        sigma: float = SIGMA,
-        steps: int = 10,
-        start: Start = "encoder",
-        size: int = 256,
-        look_size: Size = 128,
-        optimiser: Optimiser = "lbfgs",
-        encoder: str | os.PathLike[str] = SHIPPED_ENCODER,
-        at_once: int = 1,
-        device: str = "cpu",
-        threads: int = 1,
-        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-        resources: Resources | None = None,
-    ) -> None:
+    def __init__(self, sigma: float = SIGMA, how: Searching | None = None, resources: Resources | None = None) -> None:
         """
         sigma : of ``low_pass``, 0.5 (close) to 100 (the average face)
-        steps, optimiser : of ``inversion.search``, which compares at ``look_size`` pixels; 0 steps take the start
-        start : the search's start, an encoder's guess or the mean latent
-        size : pixels a side of what is rendered: 1024, 512, 256 or 128
-        at_once : faces searched together; 1 is right on a CPU, and makes a face's result independent to the last bit
-        device : "cpu" or "cuda"
+        how : 0 steps from an encoder's guess filter the guess itself
         """
+        self.sigma, self.how = sigma, how or Searching()
         if not sigma > 0:
             raise ValueError(f"deepblur: sigma is {sigma}, but must be above 0")
-        if size not in SIZES:
-            raise ValueError(f"deepblur: size is {size}, but the generator makes {', '.join(map(str, SIZES))}")
-        if steps < 0 or (steps == 0 and start == "mean"):
+        if self.how.steps == 0 and self.how.start == "mean":
             raise ValueError("deepblur: without a step from the average face, every face would be the average face")
-        self.sigma, self.steps, self.start, self.size = sigma, steps, start, size
-        self.look_size, self.optimiser, self.encoder = look_size, optimiser, encoder
-        self.at_once, self.device, self.threads, self.folder = at_once, device, threads, folder
         self.resources = resources or Resources()
         self.networks: Networks | None = None
 
     def setup(self) -> None:
-        cv2.setNumThreads(1)
-        torch.set_num_threads(self.threads)
-        self.networks = Networks.load(self.start, self.device, self.folder, self.encoder)
+        self.networks = self.how.networks()
 
     def __call__(self, batch: Batch) -> Batch:
         if self.networks is None:
             self.setup()
-        assert self.networks is not None
-        status, reason = outcomes(batch)
-        rendered: list[np.ndarray | None] = [None] * len(status)
-        loss, taken = np.full(len(status), np.nan, np.float32), np.zeros(len(status), np.int32)
-        converged = np.zeros(len(status), bool)
-        rows = whole(batch, status, reason, self.name)
-        for first in range(0, len(rows), self.at_once):
-            chosen = rows[first : first + self.at_once]
-            try:
-                crops = [batch["crop"][i] for i in chosen]
-                latent, found = self._latent(self.networks, crops)
-                shown = render(self.networks, low_pass(latent, self.networks.space.mean, self.sigma), self.size)
-                for n, i in enumerate(chosen):
-                    rendered[i] = shown[n]
-                if found is not None:
-                    loss[chosen], taken[chosen], converged[chosen] = found
-            except Exception as error:
-                status[chosen], reason[chosen] = "failed", explain(self.name, error)
-        out = {"rendered": rendered, "search_loss": loss, "search_steps": taken, "converged": converged}
-        return {**batch, **out, "status": status, "reason": reason}
-
-    def _latent(
-        self, networks: Networks, crops: list[np.ndarray]
-    ) -> tuple[Tensor, tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
-        x = pictures(crops, self.look_size).to(self.device)
-        start = networks.start(x)
-        if self.steps == 0:
-            assert start is not None
-            return start, None
-        result = search(
-            networks.generator,
-            networks.backbone,
-            x,
-            start=start,
-            steps=self.steps,
-            size=self.look_size,
-            optimiser=self.optimiser,
-            space=networks.space,
+        return render_all(
+            self.name, batch, self.how.at_once, lambda rows: self._blurred([batch["crop"][i] for i in rows])
         )
-        return result.latent, (result.loss[-1].numpy(), result.steps_taken.numpy(), result.converged.numpy())
 
-
-def whole(batch: Batch, status: np.ndarray, reason: np.ndarray, stage: str) -> np.ndarray:
-    """The live rows whose crop is one, (n,); the others are marked as failed. One bad crop then costs no other row."""
-    for i in live({"status": status}):
-        crop = batch["crop"][i]
-        shape: tuple[int, ...] = getattr(crop, "shape", ())
-        if len(shape) != 3 or shape[0] != shape[1] or shape[0] < 1 or shape[2] != 3 or crop.dtype != np.uint8:
-            error = ValueError(f"a crop is (S, S, 3) uint8, not {shape or type(crop).__name__}")
-            status[i], reason[i] = "failed", explain(stage, error)
-    return live({"status": status})
-
-
-@torch.no_grad()
-def render(networks: Networks, latent: Tensor, size: int) -> np.ndarray:
-    """w+ (N, 23, 512) to (N, size, size, 3) uint8 RGB."""
-    made = networks.generator.synthesis(latent, size).float().clamp(0, 1)
-    return (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    def _blurred(self, crops: list[np.ndarray]) -> tuple[np.ndarray, Search | None]:
+        networks, how = self.networks, self.how
+        assert networks is not None
+        x = pictures(crops, how.look_size).to(how.device)
+        latent, found = networks.start(x), None
+        if how.steps:
+            found = search(
+                networks.generator,
+                networks.backbone,
+                x,
+                start=latent,
+                steps=how.steps,
+                size=how.look_size,
+                optimiser=how.optimiser,
+                space=networks.space,
+                half=networks.half,
+            )
+            latent = found.latent
+        assert latent is not None
+        return networks.render(low_pass(latent, networks.space.mean, self.sigma), how.size), found

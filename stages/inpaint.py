@@ -18,7 +18,6 @@ person, and how often they do is measured.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
@@ -29,12 +28,11 @@ import torch
 from torch import Tensor
 
 from facecrowd.stages.attributes import pictures
-from facecrowd.stages.batch import explain, outcomes
-from facecrowd.stages.deepblur import render, whole
-from facecrowd.stages.inversion import HOLD, PULL, SHIPPED_ENCODER, Networks, Search, Size, Start, search
-from facecrowd.stages.networks.mobilestylegan import ROWS, SIZES, STYLE
+from facecrowd.stages.inversion import HOLD, PULL, Networks, Optimiser, Search, Size, search
+from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE
 from facecrowd.stages.obscure import FACE_AXES, FACE_CENTRE
 from facecrowd.stages.runkey import RunKey
+from facecrowd.stages.searching import OUTPUTS, Searching, render_all
 from facecrowd.stages.stage import Batch, Resources, Stage
 
 MARGIN = 1.1
@@ -119,15 +117,17 @@ def inpaint(
     steps: int = 10,
     size: int = 256,
     look_size: Size = 128,
-) -> np.ndarray:
-    """New faces in the contexts of crops: (N, size, size, 3) uint8 RGB.
+    optimiser: Optimiser = "lbfgs",
+) -> tuple[np.ndarray, Search]:
+    """New faces in the contexts of crops, (N, size, size, 3) uint8 RGB, and the search that ended at them.
 
     crops : (S, S, 3) uint8 RGB in FFHQ's alignment; brought to ``size``
     drawn : (N, draws, 23, 512) by ``draw``; without, the baseline
-    steps : of the search, which compares at ``look_size`` pixels. Choosing among the draws costs one or two more
+    steps, optimiser : of the search, which compares at ``look_size`` pixels; with draws half of
+        them, the other half having gone before. Choosing among the draws costs one or two more
     """
     mean = networks.space.mean
-    fill = render(networks, mean.expand(1, ROWS, -1), size)[0]
+    fill = networks.render(mean.expand(1, ROWS, -1), size)[0]
     contexts = [_context(crop, fill) for crop in crops]
     x = pictures(contexts, look_size).to(mean.device)
     visible = cv2.resize((~region(size)[0]).astype(np.float32), (look_size, look_size), interpolation=cv2.INTER_AREA)
@@ -141,10 +141,12 @@ def inpaint(
             start=start,
             steps=steps,
             size=look_size,
+            optimiser=optimiser,
             mask=mask,
             pull=pull,
             hold=hold,
             space=networks.space,
+            half=networks.half,
         )
 
     found = look(networks.start(x), steps if drawn is None else (steps + 1) // 2)
@@ -153,8 +155,8 @@ def inpaint(
         losses = torch.stack([look(sums[:, i], 0, 0.0).loss[0] for i in range(sums.shape[1])], dim=1)
         best = losses.argmin(dim=1).to(mean.device)
         found = look(sums[torch.arange(len(sums), device=mean.device), best], steps // 2, 0.0, DRAWN_HOLD)
-    faces = render(networks, found.latent, size)
-    return np.stack([composite(context, face) for context, face in zip(contexts, faces, strict=True)])
+    faces = networks.render(found.latent, size)
+    return np.stack([composite(context, face) for context, face in zip(contexts, faces, strict=True)]), found
 
 
 def _context(crop: np.ndarray, fill: np.ndarray) -> np.ndarray:
@@ -169,71 +171,50 @@ def _context(crop: np.ndarray, fill: np.ndarray) -> np.ndarray:
 class Inpaint(Stage):
     """Puts a new face into every crop of a batch.
 
-    rendered : (size, size, 3) uint8 RGB; None in rows that are not ``ok``
+    Columns as in ``searching.render_all``. Of a drawn identity, loss, steps and convergence are those of the second
+    half, which ends at the face that is shown.
     """
 
     name = "inpaint"
     inputs = ("crop", "face_id")
-    outputs = ("rendered", "status", "reason")
+    outputs = OUTPUTS
     transient = ("rendered",)
 
     def __init__(
         self,
         identity: Identity = "drawn",
         key: RunKey | None = None,
-        steps: int = 10,
-        start: Start = "mean",
-        size: int = 256,
-        look_size: Size = 128,
-        encoder: str | os.PathLike[str] = SHIPPED_ENCODER,
-        at_once: int = 1,
-        device: str = "cpu",
-        threads: int = 1,
-        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        how: Searching | None = None,
         resources: Resources | None = None,
     ) -> None:
         """
         identity : see above; "drawn" draws from ``key`` by ``face_id``
-        start : of the search: the mean latent, or the encoder's guess for the crop with the average face in it
-        at_once : faces searched together; 1 is right on a CPU, and makes a face's result independent to the last bit
+        how : from the mean latent by default; an encoder guesses for the crop with the average face in it
         """
+        self.identity, self.key, self.how = identity, key, how or Searching(start="mean")
         if identity not in ("average", "drawn"):
             raise ValueError(f"inpaint: identity is {identity!r}, but must be average or drawn")
         if identity == "drawn" and key is None:
             raise ValueError("inpaint: a drawn identity needs the run key, but none was given")
-        if size not in SIZES:
-            raise ValueError(f"inpaint: size is {size}, but the generator makes {', '.join(map(str, SIZES))}")
-        if steps < 1:
-            raise ValueError(f"inpaint: steps is {steps}, but a search takes at least 1")
-        self.identity, self.key, self.steps, self.start = identity, key, steps, start
-        self.size, self.look_size, self.encoder = size, look_size, encoder
-        self.at_once, self.device, self.threads, self.folder = at_once, device, threads, folder
+        if self.how.steps < 1:
+            raise ValueError(f"inpaint: steps is {self.how.steps}, but a search takes at least 1")
         self.resources = resources or Resources()
         self.networks: Networks | None = None
 
     def setup(self) -> None:
-        cv2.setNumThreads(1)
-        torch.set_num_threads(self.threads)
-        self.networks = Networks.load(self.start, self.device, self.folder, self.encoder)
+        self.networks = self.how.networks()
 
     def __call__(self, batch: Batch) -> Batch:
         if self.networks is None:
             self.setup()
+        return render_all(self.name, batch, self.how.at_once, lambda rows: self._inpainted(batch, rows))
+
+    def _inpainted(self, batch: Batch, rows: np.ndarray) -> tuple[np.ndarray, Search]:
         assert self.networks is not None
-        status, reason = outcomes(batch)
-        rendered: list[np.ndarray | None] = [None] * len(status)
-        rows = whole(batch, status, reason, self.name)
-        for first in range(0, len(rows), self.at_once):
-            chosen = rows[first : first + self.at_once]
-            try:
-                drawn = None
-                if self.identity == "drawn":
-                    assert self.key is not None
-                    drawn = torch.stack([draw(self.networks, self.key, batch["face_id"][i]) for i in chosen])
-                crops = [batch["crop"][i] for i in chosen]
-                shown = inpaint(self.networks, crops, drawn, self.steps, self.size, self.look_size)
-                for n, i in enumerate(chosen):
-                    rendered[i] = shown[n]
-            except Exception as error:
-                status[chosen], reason[chosen] = "failed", explain(self.name, error)
-        return {**batch, "rendered": rendered, "status": status, "reason": reason}
+        drawn = None
+        if self.identity == "drawn":
+            assert self.key is not None
+            drawn = torch.stack([draw(self.networks, self.key, batch["face_id"][i]) for i in rows])
+        crops = [batch["crop"][i] for i in rows]
+        how = self.how
+        return inpaint(self.networks, crops, drawn, how.steps, how.size, how.look_size, how.optimiser)

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -191,12 +192,17 @@ def search(
 
 @dataclass(frozen=True)
 class Networks:
-    """What a worker keeps to search latents; ``encoder`` is None where searches start from the average face."""
+    """What a worker keeps to search latents and to render them.
+
+    encoder : None where searches start from the average face
+    half : bfloat16 in generator and backbone, for GPUs; the encoder, which runs once, stays in float32
+    """
 
     generator: MobileStyleGAN
     backbone: Lpips
     space: Space
     encoder: Callable[[Tensor], Tensor] | None = None
+    half: bool = False
 
     @classmethod
     def load(
@@ -205,12 +211,13 @@ class Networks:
         device: str = "cpu",
         folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         encoder: str | os.PathLike[str] = SHIPPED_ENCODER,
+        half: bool = False,
     ) -> Self:
         """The networks of the registry on ``device`` ("cpu", "cuda"). Raises ``ModelError``."""
         generator = MobileStyleGAN.load(models.path("mobilestylegan-ffhq", folder=folder)).to(device)
         backbone = Lpips.load(models.path("lpips-vgg16", folder=folder)).to(device)
         guess = Encoder.load(encoder, folder).to(device) if start == "encoder" else None
-        return cls(generator, backbone, Space.of(generator), guess)
+        return cls(generator, backbone, Space.of(generator), guess, half)
 
     def start(self, pictures: Tensor) -> Tensor | None:
         """The encoder's guess (N, 23, 512) for pictures (N, 3, S, S); None without an encoder."""
@@ -218,6 +225,18 @@ class Networks:
             return None
         with torch.no_grad():
             return self.encoder(pictures)
+
+    @torch.no_grad()
+    def render(self, latent: Tensor, size: int) -> np.ndarray:
+        """w+ (N, 23, 512) to (N, size, size, 3) uint8 RGB."""
+        with precision(latent.device, self.half):
+            made = self.generator.synthesis(latent, size).float().clamp(0, 1)
+        return (made * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def precision(device: torch.device, half: bool) -> torch.autocast:
+    """Within it networks on ``device`` compute in bfloat16 where ``half``, else in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
 class _Loss:
@@ -242,7 +261,7 @@ class _Loss:
         self.mask = torch.ones_like(pictures[:, :1]) if mask is None else mask.to(pictures)
         self.fill = pictures.new_tensor(MEAN).view(1, 3, 1, 1)
         self.pictures = self._seen(pictures, self.mask)
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), precision(start.device, half):
             self.wanted = [_unit(maps) for maps in backbone.features(self.pictures, depth)]
         # The share of a feature's pixels that are seen; each map's weights have mean 1.
         self.weights = [
@@ -258,8 +277,9 @@ class _Loss:
         point = point.detach().requires_grad_(slope)
         z = point.view(-1, ROWS, STYLE)
         with torch.set_grad_enabled(slope):
-            with self._precision():
-                made = self.generator.synthesis(self.space.colour(z), self.pictures.shape[-1]).float()
+            latent = self.space.colour(z)
+            with precision(latent.device, self.half):
+                made = self.generator.synthesis(latent, self.pictures.shape[-1]).float()
                 seen = self._seen(made, self.mask[rows])
                 maps = self.backbone.features(seen, self.depth)
             loss = PIXELS * ((seen - self.pictures[rows]).square() * self.pixel_weights[rows]).mean((1, 2, 3))
@@ -275,9 +295,6 @@ class _Loss:
     def _seen(self, pictures: Tensor, mask: Tensor) -> Tensor:
         # Hidden pixels get the backbone's zero, in both pictures: no feature near the edge learns what was there.
         return torch.where(mask > 0, self.fill + (pictures - self.fill) * mask, self.fill)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.start.device.type, torch.bfloat16, enabled=self.half)
 
 
 class _Walker(Protocol):

@@ -34,6 +34,7 @@ from facecrowd.stages.attributes import STEER, Predictor, pictures
 from facecrowd.stages.batch import explain, outcomes
 from facecrowd.stages.decode import decode
 from facecrowd.stages.edits import SHIPPED_DIRECTIONS, Directions
+from facecrowd.stages.inversion import precision
 from facecrowd.stages.networks.encoder import SHIPPED as SHIPPED_ENCODER
 from facecrowd.stages.networks.encoder import Encoder
 from facecrowd.stages.networks.mobilestylegan import STYLE, MobileStyleGAN
@@ -189,11 +190,13 @@ class Surrogate(Stage):
         folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         resources: Resources | None = None,
         keeping: Sequence[str] = (),
+        half: bool = False,
     ) -> None:
         """``limit``, ``steps`` and ``margin`` as in ``edits.realise``, which looks at ``look_size`` pixels.
 
         keeping : of ``KEPT``, what each row's face keeps of its own photo
         at_once : pictures that go through a network together, always that many (``edits.pictures`` says why)
+        half : bfloat16 in the generator, for GPUs; what is read, from photos or from its pictures, is read in float32
         """
         self.key, self.how, self.size, self.look_size = key, how or Surrogates(), size, look_size
         self.keeping = tuple(keeping)
@@ -201,7 +204,9 @@ class Surrogate(Stage):
         self.files = (encoder, predictor, directions)
         self.at_once, self.device, self.threads, self.folder = at_once, device, threads, folder
         self.resources = resources or Resources()
+        self.half = half
         self.networks: Networks | None = None
+        self.members: Members | None = None
 
     def setup(self) -> None:
         cv2.setNumThreads(1)
@@ -212,6 +217,7 @@ class Surrogate(Stage):
             MobileStyleGAN.load(models.path("mobilestylegan-ffhq", folder=self.folder)).to(self.device),
             Predictor.load(predictor, self.folder, self.device),
             Directions.load(directions).to(self.device),
+            self.half,
         )
 
     @torch.inference_mode()
@@ -219,20 +225,22 @@ class Surrogate(Stage):
         if self.networks is None:
             self.setup()
         assert self.networks is not None
-        generator, predictor = self.networks.generator, self.networks.predictor
+        networks, predictor = self.networks, self.networks.predictor
+        if self.members is None:
+            self.members = Members(networks.encoder, self.at_once, self.device)
         status, reason = outcomes(batch)
         rendered: list[np.ndarray | None] = [None] * len(status)
         realised = np.full((len(status), len(predictor.attributes)), -1, np.int8)
         found: dict[int, Tensor] = {}
         asked = realised.copy()
-        members = Members(self.networks.encoder, self.at_once, self.device)
+        self.members.begin()
         for i in live({"status": status}):
             try:
                 variant = batch["variant"][i] if "variant" in batch else None
-                latent = self.latent(batch["class_id"][i], variant, *members(batch["crops"][i]))
+                latent = self.latent(batch["class_id"][i], variant, *self.members(batch["crops"][i]))
                 if self.keeping:
-                    directions = self.networks.directions
-                    own = directions.read(members([[batch["own"][i]]])[0])[0]
+                    directions = networks.directions
+                    own = directions.read(self.members([[batch["own"][i]]])[0])[0]
                     latent = keep(latent, own, self.keeping, directions, self.how.limit)
                 if "wanted" in batch and batch["wanted"][i] is not None:
                     asked[i] = edits.wishes(batch["wanted"][i], predictor.attributes, 1)[0]
@@ -244,9 +252,9 @@ class Surrogate(Stage):
             wishing = [i for i in rows if (asked[i] >= 0).any()]
             if wishing:
                 made = edits.realise(
-                    generator,
+                    networks,
                     predictor,
-                    self.networks.directions,
+                    networks.directions,
                     torch.stack([found[i] for i in wishing]),
                     asked[wishing],
                     self.limit,
@@ -257,14 +265,21 @@ class Surrogate(Stage):
                 )
                 realised[wishing] = made.agrees
                 found |= dict(zip(wishing, made.latent, strict=True))
-            if rows:
-                images = edits.pictures(generator, torch.stack([found[i] for i in rows]), self.size, self.at_once)
-                pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-                for i, picture in zip(rows, pixels, strict=True):
-                    rendered[i] = np.ascontiguousarray(picture)
+            for i, picture in zip(rows, self._render([found[i] for i in rows]), strict=True):
+                rendered[i] = picture
         except Exception as error:
             status[rows], reason[rows] = "failed", explain(self.name, error)
         return {**batch, "rendered": rendered, "realised": realised, "status": status, "reason": reason}
+
+    def _render(self, latents: list[Tensor]) -> list[np.ndarray]:
+        assert self.networks is not None
+        shown: list[np.ndarray] = []
+        for start in range(0, len(latents), self.at_once):
+            chosen = torch.stack(latents[start : start + self.at_once])
+            images = edits.pictures(self.networks, chosen, self.size, self.at_once)
+            pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            shown += [np.ascontiguousarray(picture) for picture in pixels]
+        return shown
 
     def latent(self, class_id: Any, variant: int | None, latents: Tensor, share: Tensor) -> Tensor:
         """The w+ (23, 512) of a class, or of one variant of it, before its attributes are realised.
@@ -290,14 +305,28 @@ class Networks:
     generator: MobileStyleGAN
     predictor: Any
     directions: Directions
+    half: bool = False
+
+    def synthesis(self, w_plus: Tensor, size: int) -> Tensor:
+        """The generator's, in bfloat16 where ``half``: w+ (N, 23, 512) to RGB (N, 3, size, size) float32."""
+        with precision(w_plus.device, self.half):
+            return self.generator.synthesis(w_plus, size).float()
 
 
 class Members:
-    """The latents of classes' photos; a photo that comes again is not encoded again."""
+    """The latents of classes' photos; a photo that comes again, in this batch or the next, is not encoded again.
+
+    A class may go on from one batch to the next, and no photo is needed for longer.
+    """
 
     def __init__(self, encoder: Callable[[Tensor], Tensor], at_once: int, device: str) -> None:
         self.encoder, self.at_once, self.device = encoder, at_once, device
         self.latents: dict[bytes, Tensor] = {}
+        self.earlier: dict[bytes, Tensor] = {}
+
+    def begin(self) -> None:
+        """A batch begins: what the last one had no use for is forgotten."""
+        self.latents, self.earlier = {}, self.latents
 
     def __call__(self, crops: Sequence[Sequence[bytes | np.ndarray]]) -> tuple[Tensor, Tensor]:
         """Subjects' crops to latents (P, 23, 512) and shares (P,), of the different photos in a fixed order."""
@@ -311,16 +340,18 @@ class Members:
                 counts[name] = counts.get(name, 0) + 1
             subjects.append(counts)
         share = shares(subjects)
+        self.latents |= {name: self.earlier[name] for name in share if name in self.earlier}
         self._encode({name: photos[name] for name in share if name not in self.latents})
         return torch.stack([self.latents[name] for name in share]), torch.tensor(list(share.values()))
 
     def _encode(self, photos: dict[bytes, bytes | np.ndarray]) -> None:
         names = list(photos)
-        crops = [decode(crop) if isinstance(crop, bytes) else crop for crop in photos.values()]
         for start in range(0, len(names), self.at_once):
-            x = [pictures([crop], crop.shape[0]) for crop in crops[start : start + self.at_once]]
+            chosen = names[start : start + self.at_once]
+            crops = [decode(crop) if isinstance(crop, bytes) else crop for crop in (photos[name] for name in chosen)]
+            x = [pictures([crop], crop.shape[0]) for crop in crops]
             filled = torch.cat(x + x[-1:] * (self.at_once - len(x))).to(self.device)
-            for name, latent in zip(names[start:], self.encoder(filled)[: len(x)].float(), strict=False):
+            for name, latent in zip(chosen, self.encoder(filled)[: len(x)].float(), strict=True):
                 self.latents[name] = latent
 
 

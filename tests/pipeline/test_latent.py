@@ -306,9 +306,10 @@ def test_a_latent_search_releases_every_face_and_promises_nothing(
     for crop, row in zip(crops, private(outcome, "rendered"), strict=True):
         shown, original = decode(row["image"]).astype(int), decode(crop).astype(int)
         assert np.abs(shown - original)[32:96, 32:96].mean() > 3
-        # How the search went is kept; inpainting's has two parts, and says nothing yet.
-        assert row["search_steps"] == (1 if method == "deepblur" else None)
-        assert (row["search_loss"] is not None) == (row["converged"] is not None) == (method == "deepblur")
+        # How the search went is kept; of inpainting's two halves the second, which has none of a single step.
+        assert row["search_steps"] == (1 if method == "deepblur" else 0)
+        assert row["search_loss"] > 0
+        assert row["converged"] is False
         if method == "inpaint":  # what is around the face is the original's
             assert np.abs(shown - original)[:12, :12].mean() < 6
     purposes = {m["purpose"] for m in outcome.audit["models"]}
@@ -396,12 +397,53 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, settings: Settings, mo
         ray_data.pool(4, 8, 1, 0, 0.5)
 
 
+@pytest.mark.parametrize("method", ["k-same", "deepblur", "inpaint"])
+def test_a_job_begun_on_a_cpu_does_not_go_on_on_a_gpu_whose_last_bits_differ(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    def names(gpus: float, asked: dict[str, Any]) -> dict[str, str]:
+        prepared = releases.prepare(settings(tmp_path / "release", **asked, **{"compute.gpus_per_worker": gpus}))
+        return releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names
+
+    generated = {"method.name": method, "method.surrogate": "latent", "detect.crop_size": 128}
+    cpu, half, whole = (names(gpus, generated) for gpus in (0, 0.5, 1))
+    # Several workers on one GPU compute as one does.
+    assert half == whole
+    assert {name for name in cpu if cpu[name] != half[name]} == {"rendered", "release"}
+    monkeypatch.setattr(steps, "GPU_AT_ONCE", 8)
+    assert names(1, generated)["rendered"] != half["rendered"]
+    assert names(0, generated) == cpu
+
+
+def test_what_a_generator_runs_on_names_no_run_of_the_methods_that_have_none(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = releases.prepare(settings(tmp_path / "release", **{"method.name": "blur"}))
+    names = []
+    for bits in (("cpu", False, 1), ("cuda", True, 16)):
+        monkeypatch.setattr(steps.Rendering, "bits", bits)
+        names.append(releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names)
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("method", ["deepblur", "inpaint"])
+def test_a_search_is_in_bfloat16_on_a_gpu_alone(model_folder: str | None, method: str) -> None:
+    asked = load(None, {"method.name": method, "detect.crop_size": 128})
+    for gpus, wanted in ((0.0, ("cpu", False, 1)), (0.5, ("cuda", True, steps.GPU_AT_ONCE))):
+        rendering = steps.Rendering(asked.method, RunKey(bytes(32)), 128, model_folder, STEER, gpus)
+        how = steps.search_stages(rendering, asked.detect, 92)[1].how  # type: ignore[attr-defined]
+        assert (how.device, how.half, how.at_once) == wanted == rendering.bits
+
+
 def test_as_many_workers_share_a_gpu_as_fit(model_folder: str | None) -> None:
     assert ray_data.pool(100, 64, 1, 1, 0.1) == 10
     assert ray_data.pool(100, 4, 1, 2, 0.25) == 4
     assert ray_data.pool(3, 64, 1, 8, 1) == 3
     how = steps.Rendering(load(None, {}).method, RunKey(bytes(32)), 256, model_folder, STEER, 0.5)
     stages = steps.latent_stages(how, latent_config(model_folder).detect, 92)
+    assert (stages[0].device, stages[0].half) == ("cuda", True)  # type: ignore[attr-defined]
     assert ray_data.groups(stages) == [stages]
     assert {stage.resources.gpus for stage in stages} == {0.5}
 
@@ -414,8 +456,10 @@ def test_in_photo_output_generated_faces_take_the_photos_light_and_the_bound_is_
 ) -> None:
     """With a released attribute, so that the faces are edited to show it."""
     blends: list[bool] = []
+    faces: dict[str, int] = {}
 
     def watched(step: ray_data.Step, parts: Sequence[int], progress: Progress) -> None:
+        faces[step.name] = step.at_once
         blends.extend(stage.match_colour for stage in step.stages if isinstance(stage, Blend))
         for stage in step.stages:
             stage.setup()
@@ -425,6 +469,8 @@ def test_in_photo_output_generated_faces_take_the_photos_light_and_the_bound_is_
     asked = {**LATENT, "output": "photo", "policy.quasi_identifiers": ["Male"], "attributes.judge": "none"}
     outcome = make_release(settings(tmp_path / "release", **asked, **{"compute.micro_batch": 12}), execute=watched)
     assert blends == [True]
+    # However many faces a part has, so many are decoded at a time.
+    assert faces["surrogates"] == faces["render"] == steps.FACES_AT_ONCE
     assert outcome.audit["guarantee"]["kind"] == "measured"
     assert outcome.audit["counts"]["released_images"] == 12
     assert "attribute predictor of the renderer" in {m["purpose"] for m in outcome.audit["models"]}

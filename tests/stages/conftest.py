@@ -7,14 +7,18 @@ be had the tests that need them are skipped, and say so.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from facecrowd.stages import models
+from facecrowd.stages.inversion import Networks, Space
+from facecrowd.stages.networks.mobilestylegan import MobileStyleGAN
+from facecrowd.stages.networks.vgg import Lpips
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -39,6 +43,22 @@ def weights() -> Callable[[str], Path]:
                 pytest.skip(f"the model {name} cannot be had here: {error}")
 
     return find
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread, as in a worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def searching(weights: Callable[[str], Path]) -> Networks:
+    """What searches latents, from the average face."""
+    generator = MobileStyleGAN.load(weights("mobilestylegan-ffhq"))
+    return Networks(generator, Lpips.load(weights("lpips-vgg16")), Space.of(generator))
 
 
 @pytest.fixture(scope="session")

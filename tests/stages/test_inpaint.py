@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from facecrowd.stages.deepblur import render
 from facecrowd.stages.inpaint import Identity, Inpaint, composite, conceal, draw, region
-from facecrowd.stages.inversion import Networks, Space
-from facecrowd.stages.networks.mobilestylegan import STYLE, MobileStyleGAN
-from facecrowd.stages.networks.vgg import Lpips
+from facecrowd.stages.inversion import Networks, Search, search
+from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE
 from facecrowd.stages.runkey import RunKey
+from facecrowd.stages.searching import Searching
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KEY = RunKey(bytes(range(32)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def networks(weights: Callable[[str], Path]) -> Networks:
-    generator = MobileStyleGAN.load(weights("mobilestylegan-ffhq"))
-    if min(map(int, generator.heads)) > 256:
-        pytest.skip("the generator has no head for small pictures, and the whole network takes too long")
+def networks(searching: Networks) -> Networks:
+    generator = searching.generator
     # A guess that sees the whole picture: were the face not hidden from it, it would carry the face over.
     spy = torch.randn(12, STYLE, generator=torch.Generator().manual_seed(14)) / 4
 
@@ -39,17 +30,17 @@ def networks(weights: Callable[[str], Path]) -> Networks:
         seen = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1) - 0.5
         return (generator.mean_latent + seen @ spy)[:, None].expand(-1, 23, -1)
 
-    return Networks(generator, Lpips.load(weights("lpips-vgg16")), Space.of(generator), encoder)
+    return replace(searching, encoder=encoder)
 
 
 @pytest.fixture(scope="module")
 def crop(networks: Networks) -> np.ndarray:
     z = torch.randn(1, STYLE, generator=torch.Generator().manual_seed(15))
-    return render(networks, networks.generator.truncate(networks.generator.mapping(z)), 128)[0]
+    return networks.render(networks.generator.truncate(networks.generator.mapping(z)), 128)[0]
 
 
 def run(networks: Networks, crops: list[np.ndarray], identity: Identity = "drawn", key: RunKey = KEY) -> list:
-    stage = Inpaint(identity, key, steps=2, start="encoder", size=128)
+    stage = Inpaint(identity, key, Searching(steps=2, start="encoder", size=128))
     stage.networks = networks
     out = stage({"crop": crops, "face_id": [f"face-{i}" for i in range(len(crops))]})
     assert list(out["status"]) == ["ok"] * len(crops), out["reason"]
@@ -120,12 +111,35 @@ def test_concealed_crop_keeps_its_context() -> None:
 
 
 def test_a_bad_row_costs_no_other(networks: Networks, crop: np.ndarray) -> None:
-    stage = Inpaint("drawn", KEY, steps=1, size=128)
+    stage = Inpaint("drawn", KEY, Searching(steps=1, start="mean", size=128))
     stage.networks = networks
     out = stage({"crop": [None, crop], "face_id": ["a", "b"]})
     assert list(out["status"]) == ["failed", "ok"]
     assert out["rendered"][0] is None
     assert out["rendered"][1].shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize(("identity", "taken"), [("average", 2), ("drawn", 1)])
+def test_how_the_search_that_ended_at_the_shown_face_went_is_told(
+    networks: Networks, crop: np.ndarray, identity: Identity, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches: list[Search] = []
+
+    def noted(*arguments: Any, **options: Any) -> Search:
+        searches.append(search(*arguments, **options))
+        return searches[-1]
+
+    monkeypatch.setattr("facecrowd.stages.inpaint.search", noted)
+    stage = Inpaint(identity, KEY, Searching(steps=2, start="encoder", size=128))
+    stage.networks = networks
+    out = stage({"crop": [crop], "face_id": ["face-0"]})
+    last = searches[-1]
+    context = conceal(crop, networks.render(networks.space.mean.expand(1, ROWS, -1), 128)[0])
+    assert np.array_equal(out["rendered"][0], composite(context, networks.render(last.latent, 128)[0]))
+    assert out["search_steps"].tolist() == last.steps_taken.tolist() == [taken]
+    assert out["search_loss"].tolist() == last.loss[-1].tolist()
+    assert last.loss[-1] < last.loss[0]
+    assert out["converged"].tolist() == last.converged.tolist()
 
 
 def test_settings_that_make_no_sense_are_refused_before_work() -> None:
@@ -134,4 +148,4 @@ def test_settings_that_make_no_sense_are_refused_before_work() -> None:
     with pytest.raises(ValueError, match="average or drawn"):
         Inpaint("random", KEY)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
-        Inpaint("drawn", KEY, steps=0)
+        Inpaint("drawn", KEY, Searching(steps=0))

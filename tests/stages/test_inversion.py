@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.optimize
 import torch
@@ -13,17 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facecrowd.stages import inversion
-from facecrowd.stages.inversion import OPTIMISERS, Optimiser, Search, Space, search
-from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE, MobileStyleGAN
+from facecrowd.stages.inversion import OPTIMISERS, Networks, Optimiser, Search, Space, search
+from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE
 from facecrowd.stages.networks.vgg import Lpips
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Toy(nn.Module):
@@ -76,16 +71,8 @@ def pictures(generator: Any, count: int, seed: int = 5, size: int = 128) -> Tens
         return generator.synthesis(generator.mapping(z)[:, None].expand(-1, ROWS, -1), size)
 
 
-@pytest.fixture(scope="module")
-def published(weights: Callable[[str], Path]) -> tuple[MobileStyleGAN, Lpips]:
-    generator = MobileStyleGAN.load(weights("mobilestylegan-ffhq"))
-    if min(map(int, generator.heads)) > 256:
-        pytest.skip("the generator has no head for small pictures, and the whole network takes too long")
-    return generator, Lpips.load(weights("lpips-vgg16"))
-
-
-def test_a_generated_face_is_found_again(published: tuple[MobileStyleGAN, Lpips]) -> None:
-    generator, backbone = published
+def test_a_generated_face_is_found_again(searching: Networks) -> None:
+    generator, backbone = searching.generator, searching.backbone
     z = torch.randn(1, STYLE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         target = generator.synthesis(generator.truncate(generator.mapping(z)), 128)
@@ -186,6 +173,30 @@ def test_scaled_coordinates_lead_back_to_the_same_latent(toy: Any) -> None:
     space = Space.of(toy)
     latent = torch.randn(2, ROWS, STYLE, generator=torch.Generator().manual_seed(9))
     torch.testing.assert_close(space.colour(space.whiten(latent)), latent, rtol=0, atol=1e-3)
+
+
+def test_in_bfloat16_the_picture_is_nearly_the_same_and_without_asking_it_is_float32(searching: Networks) -> None:
+    z = torch.randn(2, STYLE, generator=torch.Generator().manual_seed(10))
+    latent = searching.generator.truncate(searching.generator.mapping(z))
+    single, half = (replace(searching, half=half).render(latent, 256) for half in (False, True))
+    assert np.array_equal(searching.render(latent, 256), single)
+    assert not np.array_equal(half, single)
+    assert psnr(half, single) > 45
+
+
+def test_a_search_in_bfloat16_gets_about_as_far(toy: Any, find: Callable[..., Search]) -> None:
+    """To another latent, though: what is rounded decides which steps a line search takes."""
+    single, half = (find(pictures(toy, 3), steps=20, tolerance=0, half=half) for half in (False, True))
+    assert half.latent.dtype == half.loss.dtype == torch.float32
+    assert not torch.equal(half.latent, single.latent)
+    # Looked at in float32, and without the pull to where each search began.
+    reached = [find(pictures(toy, 3), start=s.latent, steps=0, hold=0).loss[0] for s in (single, half)]
+    assert reached[1].mean() < 1.3 * reached[0].mean(), reached
+    assert (reached[1] < 0.1 * single.loss[0]).all()
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / ((one.astype(float) - other) ** 2).mean()))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from facecrowd.pipeline import ray_data, steps
+from facecrowd.stages.decode import decode
 from facecrowd.stages.edits import EXPRESSION, LIGHT, POSE, Directions
+from facecrowd.stages.encode import Encode, encode
 from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE
 from facecrowd.stages.runkey import RunKey
+from facecrowd.stages.stage import Batch
 from facecrowd.stages.surrogate import (
     POOLED,
     Networks,
@@ -27,16 +32,10 @@ from facecrowd.stages.surrogate import (
 )
 
 SIDE = 16
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("Male", *EXPRESSION, *POSE, *LIGHT)
 KEY = RunKey(bytes(range(32)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def weights(seed: int, *shape: int) -> Tensor:
@@ -285,6 +284,75 @@ def test_each_photo_is_encoded_once_however_many_variants(stage):
     render(stage, crops, (0, 1, 2, 3, 4))
     assert stage.networks is not None
     assert stage.networks.encoder.seen == sum(len(faces) for faces in crops)  # type: ignore[attr-defined]
+
+
+def test_a_photo_is_encoded_once_too_where_its_class_goes_on_in_the_next_slice_and_then_forgotten(stage):
+    crops = people()
+    for variants in ((0, 1), (2, 3)):
+        render(stage, crops, variants)
+    assert stage.networks.encoder.seen == sum(len(faces) for faces in crops)
+    render(stage, people(2, (1, 1)), (0,))
+    assert len(stage.members.latents) == 2
+    render(stage, people(3, (1,)), (0,))
+    assert len(stage.members.latents) == len(stage.members.earlier) - 1 == 1
+
+
+class Alive:
+    """Counts arrays that are still held by anybody."""
+
+    def __init__(self) -> None:
+        self.arrays: list[weakref.ref[np.ndarray]] = []
+        self.most = 0
+
+    def add(self, array: np.ndarray) -> np.ndarray:
+        self.arrays = [*(ref for ref in self.arrays if ref() is not None), weakref.ref(array)]
+        self.most = max(self.most, len(self.arrays))
+        return array
+
+
+def test_a_part_of_many_faces_has_few_decoded_at_a_time_and_the_same_faces_as_all_at_once(directions, monkeypatch):
+    """In slices of the pipeline's length, as ``--keep`` needs them: one row for each photo of a class."""
+    photos, rendered = Alive(), Alive()
+    monkeypatch.setattr("facecrowd.stages.surrogate.decode", lambda data: photos.add(decode(data)))
+    classes = [[[encode(crop) for crop in faces] for faces in people(seed, (30, 20, 25))] for seed in (1, 2)]
+    rows = [(c, crop) for c, crops in enumerate(classes) for faces in crops for crop in faces]
+    batch = {
+        "class_id": [c for c, _ in rows],
+        "crops": [classes[c] for c, _ in rows],
+        "variant": [i % 3 for i in range(len(rows))],
+        "own": [crop for _, crop in rows],
+        "wanted": [{"Male": bool(c)} for c, _ in rows],
+    }
+
+    class Look(Encode):
+        def __call__(self, batch: Batch) -> Batch:
+            for picture in batch["rendered"]:
+                rendered.add(picture)
+            return super().__call__(batch)
+
+    def made(at_once: int) -> Any:
+        rendered.arrays, rendered.most = [], 0
+        stage = make(directions, keeping=("pose",), at_once=4)
+        return stage, ray_data.apply((stage, Look()), batch, at_once)
+
+    _, whole = made(0)
+    assert rendered.most == len(rows) == 150
+    stage, sliced = made(steps.FACES_AT_ONCE)
+    assert 0 < rendered.most <= steps.FACES_AT_ONCE <= 64
+    assert 0 < photos.most <= 8
+    assert stage.networks.encoder.seen <= len(rows) + 4 * 4
+    assert list(sliced["status"]) == ["ok"] * len(rows)
+    assert sliced["image"] == whole["image"]
+    np.testing.assert_array_equal(sliced["realised"], whole["realised"])
+
+
+def test_the_generator_runs_in_bfloat16_where_asked_and_the_face_stays_nearly_the_same(directions):
+    stage, half = make(directions), make(directions)
+    half.networks = replace(half.networks, half=True)
+    single, rounded = (render(s, people(), wanted=[{"Male": True}] * 4).astype(float) for s in (stage, half))
+    assert (single != rounded).any()
+    assert 10 * np.log10(255**2 / ((single - rounded) ** 2).mean()) > 30
+    assert not Surrogate(KEY).half
 
 
 def test_a_damaged_class_is_a_row_with_a_reason_and_stops_no_other(stage):
