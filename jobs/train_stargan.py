@@ -2,8 +2,8 @@
 
 One step is ``critics`` updates of the discriminator and one of the generator. Labels of photos that no table names, and
 of generated faces, are those of the predictor that steers (never of the judge). Beside photos there may be *groups* of
-generated faces: one latent edited along attribute directions, so that pictures of the same face with other attributes
-are there to be met pixel by pixel. That loss is ours; it teaches in minutes what the adversarial one needs days for.
+generated faces (``edited_groups``): the same face with other attributes, to be met pixel by pixel. That loss is ours,
+and teaches in minutes what the adversarial one needs days for.
 
     L_D = L_adv + gp GP + cls L_cls(real)
     L_G = -L_adv + cls L_cls(fake) + rec L_rec + pair |G(x, c) - y| + id(step) L_id
@@ -27,15 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from facecrowd.jobs import training
+from facecrowd.jobs.edited_groups import VARIANTS, groups
 from facecrowd.jobs.labelled import CACHE, Faces
 from facecrowd.jobs.labelled import faces as faces_of
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.presets import FIVE_PARTS
-from facecrowd.stages import chip, edits, models
+from facecrowd.stages import chip, models
 from facecrowd.stages.attributes import ATTRIBUTES, STEER, Predictor, pictures
 from facecrowd.stages.networks import stargan
 from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
-from facecrowd.stages.networks.mobilestylegan import ROWS, SHIPPED_HEADS, STYLE, MobileStyleGAN
 
 SEED = 20261123
 HELD = 8
@@ -53,10 +53,11 @@ IDENTITY = "arcface-mobilefacenet"
 
 @dataclass(frozen=True)
 class Preset:
-    """steps : updates of the generator, critics of the discriminator before each; batch : photos and, where there are
-    groups, as many generated pairs; epochs : instead of steps, over the photos; groups : generated faces, each with
-    ``VARIANTS`` edited ones; hold : share of the steps before the rate falls linearly to 0; id : final weight of L_id,
-    reached linearly from half of the steps on
+    """steps : updates of the generator, critics of the discriminator before each; epochs : instead, over the photos
+    batch : photos and, where there are groups, as many generated pairs; groups : generated faces, each with edited ones
+    hold : share of the steps before the rate falls linearly to 0
+    cls, rec, pair, id, gp : weights of the losses; of L_id the last, reached linearly from half of the steps on
+    decay : of the generator's moving average; 0 is none
     """
 
     steps: int
@@ -82,16 +83,15 @@ class Preset:
 
 PAPER: dict[str, Any] = {"residual": False, "encoding": "target", "augment": False, "decay": 0.0}
 PRESETS = {
-    "cpu": Preset(2_600, 8, 1, 96, 32, groups=1_200, rate=3e-4, layers=5),
+    "cpu": Preset(2_600, 8, 1, 96, 32, groups=400, rate=3e-4, layers=5),
     "gpu": Preset(9_000, 64, 5, 128, 64, groups=6_000, rate=2e-4),
     "anonymousnet": Preset(40_000, 16, **PAPER),
     "adaptive": Preset(0, 16, epochs=20, id=1.0, **PAPER),
-    "identity": Preset(500, 8, 1, 96, 32, groups=1_200, rate=1e-4, layers=5, hold=0.0, id=4.0),
-    "smoke": Preset(4, 2, 2, 64, 8, groups=10, layers=4),
+    "identity": Preset(500, 8, 1, 96, 32, groups=400, rate=1e-4, layers=5, hold=0.0, id=4.0),
+    "smoke": Preset(4, 2, 2, 64, 8, groups=HELD + 2, layers=4),
 }
 """The papers': AnonymousNet has StarGAN's 200,000 discriminator steps of 16; adaptive obfuscation 10 + 10 epochs and
 L_id. ``identity`` goes on from the weights of ``cpu``, with L_id."""
-VARIANTS = 3
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,9 @@ class StarganTask:
         self.optimisers = [torch.optim.Adam(n.parameters(), preset.rate, betas=(0.5, 0.999)) for n in both]
         self.recogniser = MobileFaceNet.load(models.path(IDENTITY)).to(self.device) if preset.id else None
         self.chip = chip.Chip(preset.side).to(self.device)
+        # Pictures of a face that differ in what is seen: a group and two of its places.
+        seen = self.data.group_values[HELD:]
+        self.pairs = (seen[:, :, None] != seen[:, None]).any(-1).nonzero() + torch.tensor([HELD, 0, 0]).to(self.device)
         self.hair = [i for i, name in enumerate(attributes) if name in HAIR]
 
     @property
@@ -164,10 +167,8 @@ class StarganTask:
             source.append(self.data.values[rows])
             target.append(self.mixed(source[0], self.data.values[others], draw))
         y = self.data.photos[:0]
-        if len(self.data.group_photos) > HELD:
-            rows = training.share(torch.randint(HELD, len(self.data.group_photos), (n,), generator=draw))
-            order = torch.rand(n, 1 + VARIANTS, generator=draw).argsort(dim=1)
-            one, other = training.share(order[:, 0]), training.share(order[:, 1])
+        if len(self.pairs):
+            rows, one, other = self.pairs[training.share(torch.randint(len(self.pairs), (n,), generator=draw))].T
             x.append(self.data.group_photos[rows, one])
             source.append(self.data.group_values[rows, one])
             target.append(self.data.group_values[rows, other])
@@ -325,56 +326,6 @@ def photos(faces: Faces, attributes: tuple[str, ...], side: int, predictor: Pred
             labels = np.where(np.isnan(labels), told, labels)
         values.append(torch.from_numpy(labels))
     return torch.cat(parts), torch.cat(values)
-
-
-@torch.inference_mode()
-def groups(
-    count: int, attributes: tuple[str, ...], side: int, work: Path, say: Callable[[str], None]
-) -> tuple[Tensor, Tensor]:
-    """Generated faces, each with ``VARIANTS`` edits along one to three attribute directions, and what the predictor
-    that steers sees in them: (B, 1 + VARIANTS, 3, S, S) uint8 and (B, 1 + VARIANTS, A). Kept in ``work``."""
-    kept = work / "groups.pt"
-    told = json.dumps([count, attributes, side, SEED, VARIANTS])
-    if kept.exists():
-        stored = torch.load(kept, weights_only=True)
-        if stored["told"] == told:
-            return stored["photos"], stored["values"]
-    device = training.device()
-    generator = MobileStyleGAN.load(models.path("mobilestylegan-ffhq"), SHIPPED_HEADS).to(device)
-    predictor, directions = Predictor.load(STEER, device=str(device)), edits.Directions.load().to(device)
-    at, columns = directions.positions(attributes), [ATTRIBUTES.index(name) for name in attributes]
-    threshold = torch.logit(torch.from_numpy(predictor.calibration.threshold))[columns].to(device)
-    draw = torch.Generator().manual_seed(SEED)
-    at_once = 16 if device.type == "cuda" else 1
-    pixels, values = [], []
-    for done in range(0, count, at_once):
-        n = min(at_once, count - done)
-        w = generator.mapping(torch.randn(n, STYLE, generator=draw).to(device))
-        psi = (0.6 + 0.4 * torch.rand(n, 1, generator=draw)).to(device)
-        latent = (generator.mean_latent + psi * (w - generator.mean_latent))[:, None].expand(-1, ROWS, -1)
-        made = [edits.pictures(generator, latent, 128, n)]
-        first = predictor.logits(made[0])[:, columns]
-        seen = [first]
-        for _ in range(VARIANTS):
-            order = torch.rand(n, len(attributes), generator=draw).argsort(dim=1)
-            chosen = order < torch.randint(1, 4, (n, 1), generator=draw)
-            beyond = (0.5 + 2 * torch.rand(n, len(attributes), generator=draw)).to(device)
-            need = torch.where(first > threshold, threshold - beyond, threshold + beyond) - first
-            limit = 4 * directions.scale[at]
-            coefficients = torch.zeros(n, len(directions.names), device=device)
-            coefficients[:, at] = need.clamp(-limit, limit) * chosen.to(device)
-            edited = edits.apply(latent, directions, coefficients)
-            made.append(edits.pictures(generator, edited, 128, n))
-            seen.append(predictor.logits(made[-1])[:, columns])
-        small = [F.interpolate(x, (side, side), mode="area") for x in made]
-        pixels.append((torch.stack(small, dim=1) * 255).round().to(torch.uint8).cpu())
-        values.append((torch.stack(seen, dim=1) > threshold).float().cpu())
-        if done % (at_once * 100) == 0:
-            say(f"generated groups: {done} of {count}")
-    found = torch.cat(pixels), torch.cat(values)
-    work.mkdir(parents=True, exist_ok=True)
-    training.write({"told": told, "photos": found[0], "values": found[1]}, kept)
-    return found
 
 
 def run(

@@ -12,7 +12,8 @@ import torch
 
 from facecrowd.jobs import train_stargan as recipe
 from facecrowd.jobs import training
-from facecrowd.jobs.train_stargan import HELD, PRESETS, VARIANTS, Data, Preset, StarganTask
+from facecrowd.jobs.edited_groups import VARIANTS
+from facecrowd.jobs.train_stargan import HELD, PRESETS, Data, Preset, StarganTask
 from facecrowd.pipeline.errors import ConfigError
 
 NAMES = ("Male", "Black_Hair", "Blond_Hair", "Brown_Hair")
