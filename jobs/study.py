@@ -629,7 +629,7 @@ def _rates(asked: Sequence[Question], given: Sequence[dict[str, str | list[str]]
         for name in names:
             groups.setdefault((question.kind, name), []).append(question)
     rows = []
-    for (kind, group), members in groups.items():
+    for (kind, group), members in sorted(groups.items(), key=lambda item: (KINDS.index(item[1][0].kind), item[0])):
         right = _matrix(members, given, lambda question, answer: float(answer == question.truth))
         rate = interval(right)
         if rate is None:
@@ -742,7 +742,8 @@ def counts(key: Key) -> dict[str, int]:
 
 def lines(report: dict[str, Any]) -> list[str]:
     """A score as Markdown, for a person."""
-    out = [f"{report['participants']} participants, {report['answers']} answers to {report['questions']} questions"]
+    took_part = f"{report['participants']} participant{'s' if report['participants'] != 1 else ''}"
+    out = [f"{took_part}, {report['answers']} answers to {report['questions']} questions"]
     if report["rates"]:
         out += ["", "| kind | questions | answers | right | 95 % | chance 50 % | d′ | paper |", "| --- " * 8 + "|"]
         for row in report["rates"]:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from typer.testing import CliRunner, Result
 
 from facecrowd.jobs import study
@@ -276,6 +276,7 @@ def test_a_release_is_joined_with_its_originals_by_the_private_link(
     assert {face.subject for face in source.faces} == {face.photo.split("/")[0] for face in source.faces}
     pictures = [study.Picture(i, shown) for i in range(len(source.faces)) for shown in (False, True)]
     source.fetch(pictures)
+    assert {source.pixels(picture).shape for picture in pictures} == {(256, 256, 3)}
     small = {p: cv2.resize(source.pixels(p), (12, 12), interpolation=cv2.INTER_AREA).astype(float) for p in pictures}
     for i in range(len(source.faces)):
         # Blurred is still nearest to its own original, where the two are framed alike.
@@ -410,6 +411,7 @@ def test_perfect_answers_score_one_with_the_exact_limit_of_their_number(
         assert row["low"] == pytest.approx(exact)
     found = rates(report)
     assert found["turing: all"]["against_chance"] == found["same-person: Fake"]["against_chance"] == "above"
+    assert found["turing: all"]["d_prime"] == pytest.approx(2 * norm.ppf(12.5 / 13))
     assert found["same-person: Real"]["paper"] == 0.98
     assert found["same-person: Fake"]["paper"] == 0.88
     assert found["same-person: Fake, one person, two photos"]["chance"] is None
