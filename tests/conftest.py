@@ -6,6 +6,7 @@ this process; ``tests/pipeline/test_ray_data.py`` shows that Ray makes the same 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -64,6 +65,50 @@ def photos(people: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
         for picture in sorted(person.glob("*.jpg"))[:2]:
             shutil.copy(picture, folder / person.name / picture.name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_predictor() -> Callable[..., Path]:
+    """``write_predictor(file, tensors, **about)``: an attribute predictor of these weights, with this in its metadata,
+    and a calibration where they have none."""
+    import torch
+    from safetensors.torch import save_file
+
+    from facecrowd.stages.attributes import ATTRIBUTES
+
+    calibration = {"temperature": torch.ones(40), "prior": torch.linspace(0.2, 0.8, 40)}
+    card = {"kind": "attribute predictor", "attributes": ATTRIBUTES, "splits": ["own people"], "subjects": 5}
+
+    def write(file: Path, tensors: dict[str, Any], **about: Any) -> Path:
+        save_file(calibration | tensors, str(file), metadata={"facecrowd": json.dumps(card | about)})
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def draw_predictor(photos: Path, write_predictor: Callable[..., Path]) -> Callable[..., Path]:
+    """``draw_predictor(file, seed=1, temperature=1.0, **about)``: a GoogLeNet at 64 px that was never trained but knows
+    the scale of its activations. It is the surer of what it says the lower the temperature."""
+    import torch
+
+    from facecrowd.stages.attributes import pictures
+    from facecrowd.stages.decode import decode
+    from facecrowd.stages.networks.googlenet import GoogLeNet
+
+    def draw(file: Path, seed: int = 1, temperature: float = 1.0, **about: Any) -> Path:
+        torch.manual_seed(seed)
+        network = GoogLeNet().train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            network(pictures([decode(p.read_bytes()) for p in sorted(photos.rglob("*.jpg"))[:6]], 64))
+        state = {f"googlenet.{k}": v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+        state["temperature"] = torch.full((40,), temperature)
+        return write_predictor(file, state, **{"backbone": "googlenet", "side": 64, **about})
+
+    return draw
 
 
 @pytest.fixture(scope="session")

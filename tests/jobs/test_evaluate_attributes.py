@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 from typer.testing import CliRunner, Result
 
@@ -22,7 +20,6 @@ from facecrowd.jobs.evaluate_attributes import Judgement, accuracy, balanced, ca
 from facecrowd.jobs.labelled import Faces
 from facecrowd.pipeline.errors import InputError
 from facecrowd.stages.attributes import ATTRIBUTES, Predictor
-from facecrowd.stages.networks.googlenet import GoogLeNet
 
 ONES = np.ones(200)
 
@@ -140,19 +137,8 @@ def test_thresholds_may_differ_from_fold_to_fold():
 # ------------------------------------------------------------------------------------------------- whom nobody has seen
 
 
-def drawn(file: Path, splits: list[str], **more: Any) -> Path:
-    """A GoogLeNet that was never trained and says that these splits trained it."""
-    torch.manual_seed(0)
-    tensors = {f"googlenet.{k}": v for k, v in GoogLeNet().state_dict().items()}
-    tensors |= {"temperature": torch.ones(40), "prior": torch.full((40,), 0.4)}
-    said = {"kind": "attribute predictor", "attributes": ATTRIBUTES, "splits": splits, "subjects": 5}
-    said |= {"backbone": "googlenet", "side": 64, **more}
-    save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
-    return file
-
-
-def test_predictors_are_judged_on_test_subjects_alone(labelled, tmp_path):
-    file = drawn(tmp_path / "g.safetensors", ["steer"])
+def test_predictors_are_judged_on_test_subjects_alone(labelled, draw_predictor, tmp_path):
+    file = draw_predictor(tmp_path / "g.safetensors", splits=["steer"])
     (found,) = evaluation.evaluate(labelled, [str(file)], [])
     test = labelled.of("test")
     assert (found["faces"], found["subjects"]) == (len(test), len(set(test.subject.tolist())))
@@ -161,19 +147,19 @@ def test_predictors_are_judged_on_test_subjects_alone(labelled, tmp_path):
     assert found["accuracy@half"]["mean"] == pytest.approx(right.mean())
 
 
-def test_evaluating_on_training_subjects_is_refused(labelled, tmp_path):
-    file = drawn(tmp_path / "g.safetensors", ["steer", "test"])
+def test_evaluating_on_training_subjects_is_refused(labelled, draw_predictor, tmp_path):
+    file = draw_predictor(tmp_path / "g.safetensors", splits=["steer", "test"])
     with pytest.raises(InputError, match="was trained on people of the split test; judge it on others"):
         evaluation.evaluate(labelled, [str(file)], [])
     with pytest.raises(InputError, match="split steer"):
         evaluation.shipped(str(file), labelled.of("steer"))
 
 
-def test_evaluating_on_photos_that_were_seen_unlabelled_is_refused(labelled, tmp_path):
+def test_evaluating_on_photos_that_were_seen_unlabelled_is_refused(labelled, draw_predictor, tmp_path):
     """Its metadata tells the collection by its crops: in any order, packed or not, whichever part is labelled."""
     seen = [labelled.take(np.random.default_rng(0).permutation(len(labelled))).crops_sha256]
     more = {"unlabelled_splits": ["steer", "judge", "test"], "unlabelled_crops": seen}
-    file = drawn(tmp_path / "g.safetensors", ["steer"], **more)
+    file = draw_predictor(tmp_path / "g.safetensors", splits=["steer"], **more)
     partly = labelled.take(np.arange(len(labelled)))
     partly.labels[::3] = np.nan
     for faces in (labelled, partly):
@@ -222,9 +208,9 @@ def invoke(*arguments: Any) -> Result:
     return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
-def test_the_command_prints_and_writes_the_same_figures(labelled, tmp_path, model_folder):
+def test_the_command_prints_and_writes_the_same_figures(labelled, draw_predictor, tmp_path, model_folder):
     labelled.write(tmp_path / "faces.parquet")
-    file = drawn(tmp_path / "small.safetensors", ["judge"])
+    file = draw_predictor(tmp_path / "small.safetensors", splits=["judge"])
     arguments = ["evaluate", "attributes", "--data", tmp_path / "faces.parquet", "--predictors", file]
     arguments += ["--models", model_folder] if model_folder else []
     result = invoke(*arguments, "--probes", "none", "--json", tmp_path / "figures.json", "--speed")

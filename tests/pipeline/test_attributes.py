@@ -18,7 +18,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from typer.testing import CliRunner
 
 from facecrowd.jobs.audit import audit_release
@@ -30,12 +29,12 @@ from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
 from facecrowd.stages import models
-from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, SHIPPED, STEER, Calibration, Predictor, locate, pictures
+from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, SHIPPED, STEER, Calibration, Predictor, locate
 from facecrowd.stages.decode import decode
-from facecrowd.stages.networks.googlenet import GoogLeNet
 
 Settings = Callable[..., ReleaseConfig]
 Make = Callable[..., Outcome]
+Write = Callable[..., Path]
 
 WIDTH = 14336
 """Numbers that say what the ArcFace backbone sees of a face: 896 maps of 4 x 4."""
@@ -51,50 +50,21 @@ def public(outcome: Outcome) -> pa.Table:
     return pq.read_table(outcome.release.at("manifest.parquet"))
 
 
-def write(file: Path, seed: int = 1, **about: Any) -> str:
-    """A predictor with a drawn head, so that it is often right and often wrong."""
-    draw = torch.Generator().manual_seed(seed)
-    tensors = {
-        "head.weight": torch.randn(40, WIDTH, generator=draw).half() * 0.05,
-        "head.bias": torch.zeros(40),
-        "temperature": torch.ones(40),
-        "prior": torch.linspace(0.2, 0.8, 40),
-    }
-    said: dict[str, Any] = {
-        "kind": "attribute predictor",
-        "backbone": "arcface-mobilefacenet",
-        "attributes": ATTRIBUTES,
-    }
-    said |= {"splits": ["own people"], "subjects": 5, **about}
-    save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
-    return str(file)
+@pytest.fixture(scope="module")
+def write_head(write_predictor: Write) -> Write:
+    """``write_head(file, **about)``: a predictor with a drawn head on the recogniser."""
 
+    def write(file: Path, **about: Any) -> Path:
+        weight = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1)).half() * 0.05
+        tensors = {"head.weight": weight, "head.bias": torch.zeros(40)}
+        return write_predictor(file, tensors, **{"backbone": "arcface-mobilefacenet", **about})
 
-def draw_judge(file: Path, photos: Path, seed: int = 1) -> str:
-    """A GoogLeNet that was never trained but knows the scale of its activations."""
-    torch.manual_seed(seed)
-    network = GoogLeNet().train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network(pictures([decode(p.read_bytes()) for p in sorted(photos.rglob("*.jpg"))[:6]], 64))
-    tensors = {f"googlenet.{name}": value for name, value in network.state_dict().items()}
-    tensors |= {"temperature": torch.full((40,), 0.1), "prior": torch.linspace(0.2, 0.8, 40)}
-    said: dict[str, Any] = {
-        "kind": "attribute predictor",
-        "backbone": "googlenet",
-        "side": 64,
-        "attributes": ATTRIBUTES,
-    }
-    said |= {"splits": ["own people"], "subjects": 5}
-    save_file(tensors, str(file), metadata={"facecrowd": json.dumps(said)})
-    return str(file)
+    return write
 
 
 @pytest.fixture(scope="module")
-def judge(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return draw_judge(tmp_path_factory.mktemp("judge") / "drawn.safetensors", photos)
+def judge(draw_predictor: Write, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(draw_predictor(tmp_path_factory.mktemp("judge") / "drawn.safetensors", temperature=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +386,7 @@ class _Nothing:
 
 
 def test_an_audit_of_the_released_files_judges_their_attributes_again(
-    predicted: Outcome, monkeypatch: pytest.MonkeyPatch, in_process: releases.Execute, judge: str, photos: Path
+    predicted: Outcome, monkeypatch: pytest.MonkeyPatch, in_process: releases.Execute, judge: str, draw_predictor: Write
 ) -> None:
     done: list[str] = []
 
@@ -432,7 +402,7 @@ def test_an_audit_of_the_released_files_judges_their_attributes_again(
     assert report["models"] == predicted.audit["models"]
     assert any(line.startswith("Male shown, measured against predictor") for line in lines)
     kept = Path(judge).read_bytes()
-    draw_judge(Path(judge), photos, seed=2)
+    draw_predictor(Path(judge), seed=2, temperature=0.1)
     try:
         with pytest.raises(ConfigError, match="not the file that judged this release"):
             audit_release(predicted.release.root, predicted.workspace.root, Progress(quiet=True))
@@ -508,16 +478,18 @@ def test_a_judge_that_is_not_independent_of_the_predictor_is_refused(steer: str,
 
 
 @pytest.mark.parametrize("what", ["missing", "junk", "tensors", "other attributes", "pickle", "other backbone"])
-def test_what_is_no_predictor_is_refused_before_any_work(tmp_path: Path, settings: Settings, what: str) -> None:
+def test_what_is_no_predictor_is_refused_before_any_work(
+    tmp_path: Path, settings: Settings, write_head: Write, what: str
+) -> None:
     file = tmp_path / ("p.pt" if what == "pickle" else "p.safetensors")
     if what in ("junk", "pickle"):
         file.write_bytes(b"something else")
     elif what == "tensors":
         save_file({"a": torch.zeros(1)}, str(file))
     elif what == "other attributes":
-        write(file, attributes=["Hat"])
+        write_head(file, attributes=["Hat"])
     elif what == "other backbone":
-        write(file, backbone="unheard-of")
+        write_head(file, backbone="unheard-of")
     with pytest.raises(models.ModelError) as error:
         releases.prepare(settings(tmp_path / "release", **ASKED, **{"attributes.predictor": str(file)}))
     assert str(file) in str(error.value)
@@ -527,11 +499,11 @@ def test_what_is_no_predictor_is_refused_before_any_work(tmp_path: Path, setting
 
 @pytest.mark.parametrize("what", ["no backbone", "a list", "prior 1", "temperature 0", "NaN"])
 def test_a_malformed_predictor_is_one_sentence_and_ends_the_command_with_2(
-    tmp_path: Path, flags: Callable[..., list[str]], what: str
+    tmp_path: Path, flags: Callable[..., list[str]], write_head: Write, what: str
 ) -> None:
     file = tmp_path / "p.safetensors"
     about: dict[str, Any] = {"backbone": None} if what == "no backbone" else {}
-    write(file, **about)
+    write_head(file, **about)
     tensors = load_file(str(file))
     with safe_open(str(file), framework="np") as stored:
         said = json.loads(stored.metadata()["facecrowd"])

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from facecrowd.stages import models
 from facecrowd.stages.attributes import (
@@ -38,6 +37,8 @@ from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import encode
 from facecrowd.stages.forests import fit_forests
 from facecrowd.stages.networks.googlenet import GoogLeNet
+
+Write = Callable[..., Path]
 
 PEOPLE = Path(__file__).resolve().parents[2] / "jobs" / "faces"
 NEEDS = {STEER: "arcface-mobilefacenet", JUDGE: "bisenet"}
@@ -62,38 +63,20 @@ def crops() -> list[np.ndarray]:
     return [cv2.resize(decode(file.read_bytes()), (160, 160), interpolation=cv2.INTER_AREA) for file in files]
 
 
-def stored(file: Path, tensors: dict[str, torch.Tensor], **about: Any) -> Path:
-    """A predictor's file, with calibration and metadata."""
-    said = {"kind": "attribute predictor", "attributes": ATTRIBUTES, "splits": ["steer"], "subjects": 5, **about}
-    both = {"temperature": torch.linspace(0.5, 2, 40), "prior": torch.linspace(0.05, 0.6, 40)}
-    save_file(both | tensors, str(file), metadata={"facecrowd": json.dumps(said)})
-    return file
+@pytest.fixture(scope="module")
+def googlenet(draw_predictor: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_predictor(tmp_path_factory.mktemp("weights") / "drawn.safetensors", splits=["steer"])
 
 
 @pytest.fixture(scope="module")
-def googlenet(crops: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GoogLeNet that was never trained but knows the scale of its activations, stored at 64 px."""
-    torch.manual_seed(5)
-    network = GoogLeNet().train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network(pictures(crops, 64))
-    state = {f"googlenet.{k}": v for k, v in network.state_dict().items()}
-    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    return stored(tmp_path_factory.mktemp("weights") / "drawn.safetensors", state, backbone="googlenet", side=64)
-
-
-@pytest.fixture(scope="module")
-def forest(googlenet: Path) -> Path:
+def forest(googlenet: Path, write_predictor: Write) -> Path:
     """Forests on it, beside it."""
     rng = np.random.default_rng(0)
     features = Predictor.load(googlenet).descriptor(torch.rand(60, 3, 64, 64)).numpy()
     grown = fit_forests(features, rng.random((60, 40)) < 0.4, trees=5, leaves=8)
     tensors = {f"forests.{k}": v for k, v in grown.state().items()}
     about = {"backbone": "drawn", "backbone_sha256": models.sha256(googlenet)}
-    return stored(googlenet.with_name("forest.safetensors"), tensors, **about)
+    return write_predictor(googlenet.with_name("forest.safetensors"), tensors, splits=["steer"], **about)
 
 
 @pytest.fixture(params=[STEER, JUDGE, "googlenet", "forest"])
@@ -265,7 +248,7 @@ def test_a_descriptor_is_the_4_by_4_means_of_the_maps(weights):
         assert found[0, 0].item() == pytest.approx(finest[0, 0, :side, :side].mean().item(), rel=1e-4)
 
 
-def broken(tmp_path: Path, googlenet: Path, what: str) -> Path:
+def broken(tmp_path: Path, googlenet: Path, write_predictor: Write, what: str) -> Path:
     file, tensors = tmp_path / "broken.safetensors", load_file(str(googlenet))
     about: dict[str, Any] = {"backbone": "googlenet"}
     if what == "text":
@@ -304,7 +287,7 @@ def broken(tmp_path: Path, googlenet: Path, what: str) -> Path:
     elif what == "39 outputs":
         for end in ("weight", "bias"):
             tensors[f"googlenet.head.1.{end}"] = tensors[f"googlenet.head.1.{end}"][:39].contiguous()
-    return stored(file, tensors, **about)
+    return write_predictor(file, tensors, **about)
 
 
 BAD_NUMBERS = {
@@ -344,8 +327,8 @@ def _without(file: Path, tensors: dict[str, torch.Tensor], name: str, about: dic
         "39 outputs",
     ],
 )
-def test_a_file_that_is_no_predictor_fails_with_one_clear_sentence(tmp_path, googlenet, what):
-    file = broken(tmp_path, googlenet, what)
+def test_a_file_that_is_no_predictor_fails_with_one_clear_sentence(tmp_path, googlenet, write_predictor, what):
+    file = broken(tmp_path, googlenet, write_predictor, what)
     with pytest.raises(PredictorError, match=r"is no attribute predictor of this version .* facecrowd train attr") as e:
         Predictor.load(file)
     assert str(file) in str(e.value)
@@ -371,13 +354,15 @@ def test_a_name_that_is_none_and_weights_that_are_not_installed_are_told(monkeyp
         Predictor.load(STEER)
 
 
-def test_forests_go_only_with_the_weights_whose_features_they_were_grown_on(forest, googlenet, tmp_path):
+def test_forests_go_only_with_the_weights_whose_features_they_were_grown_on(
+    forest, googlenet, write_predictor, tmp_path
+):
     (tmp_path / "forest.safetensors").write_bytes(forest.read_bytes())
     with pytest.raises(PredictorError, match="drawn"):
         Predictor.load(tmp_path / "forest.safetensors")
     tensors = load_file(str(googlenet))
     tensors["googlenet.head.1.bias"] += 1
-    stored(tmp_path / "drawn.safetensors", tensors, backbone="googlenet")
+    write_predictor(tmp_path / "drawn.safetensors", tensors, backbone="googlenet")
     with pytest.raises(PredictorError, match="other weights of drawn"):
         Predictor.load(tmp_path / "forest.safetensors")
 
@@ -411,14 +396,17 @@ def test_of_what_is_shipped_only_the_judge_is_independent_of_the_others(steer, j
         assert found == "both build on attributes-googlenet"
 
 
-def test_a_backbone_a_base_or_people_in_common_are_named(googlenet, forest, tmp_path):
+def test_a_backbone_a_base_or_people_in_common_are_named(googlenet, forest, write_predictor, tmp_path):
+    def card(name: str, tensors: dict[str, torch.Tensor], backbone: str, *splits: str) -> Card:
+        return Card.read(write_predictor(tmp_path / name, tensors, backbone=backbone, splits=splits))
+
     tensors = load_file(str(googlenet))
-    theirs = Card.read(stored(tmp_path / "g.safetensors", tensors, backbone="googlenet", splits=["judge"]))
+    theirs = card("g.safetensors", tensors, "googlenet", "judge")
     assert shared(Card.read(googlenet), theirs) == ""
     assert shared(Card.read(forest), Card.read(googlenet)) == "both build on drawn"
-    same = Card.read(stored(tmp_path / "s.safetensors", tensors, backbone="googlenet", splits=["judge", "steer"]))
+    same = card("s.safetensors", tensors, "googlenet", "judge", "steer")
     assert shared(Card.read(googlenet), same) == "both learned from people of steer"
-    head = Card.read(stored(tmp_path / "h.safetensors", {}, backbone="bisenet", splits=["other"]))
+    head = card("h.safetensors", {}, "bisenet", "other")
     assert shared(head, Card.read(JUDGE)) == "both build on bisenet"
 
 
