@@ -53,6 +53,9 @@ SHRINK = 0.9
 FRAMES_DIFFER = 0.02
 """Relative difference of aspect ratios from which an altered picture is framed otherwise than its original."""
 
+MIRRORED = 0.02
+"""Share of a crop's side that may lie beyond its photo before the mirrored edge is seen."""
+
 PARTS = {
     "hairline": "Receding_Hairline",
     "eyebrows": "Bushy_Eyebrows",
@@ -85,7 +88,8 @@ class Face:
 
     photo : of the original, below its subject or the input; shown : what tells the released picture from others;
     stands : faces with the same value stand for each other's people too, as all of a class of k-same do;
-    changed : part of the face → whether the plan changes it, where that is known
+    changed : part of the face → whether the plan changes it, where that is known; whole : whether the original's crop
+    lies inside its photo, with nothing mirrored at its edges
     """
 
     subject: str
@@ -93,6 +97,7 @@ class Face:
     shown: str
     stands: str
     changed: dict[str, bool] = field(default_factory=dict)
+    whole: bool = True
 
 
 class Picture(NamedTuple):
@@ -184,15 +189,30 @@ class Released:
         planned = space.parts(PLAN, record.runs["plan"]).read_all(record.parts, columns).to_pylist()
         plan = {row["face_id"]: row for row in planned}
         self.faces = []
-        for row in self._links:
+        for row, whole in zip(self._links, self._whole(), strict=True):
             of = plan[row["face_id"]]
             # In a photo of several people the picture's hash is not the face's.
             shown = row["sha256"] if self._crop else f"{row['name']} {row['face_id']}"
             stands = f"class {of['class_id']}" if record.config.method.of_class else shown
             changed = _changed(dict(of["originals"] or ()), dict(of["released"] or ()))
-            self.faces.append(Face(of["subject_id"], row["photo"], shown, stands, changed))
+            self.faces.append(Face(of["subject_id"], row["photo"], shown, stands, changed, whole))
         self._bytes: dict[Picture, bytes] = {}
         self._landmarks: dict[int, list[float]] = {}
+
+    def _whole(self) -> list[bool]:
+        by_part: dict[int, list[int]] = {}
+        for position, link in enumerate(self._links):
+            by_part.setdefault(link["part"], []).append(position)
+        corners, slack = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * self._side, MIRRORED * self._side
+        whole = [False] * len(self._links)
+        for part, positions in by_part.items():
+            rows = [self._links[i]["row"] for i in positions]
+            found = self._originals.read_rows(part, rows, ["matrix", "photo_width", "photo_height"]).to_pylist()
+            for position, row in zip(positions, found, strict=True):
+                seen = align.apply(align.invert(row["matrix"]), corners)
+                beyond = np.maximum(-seen, seen - [row["photo_width"], row["photo_height"]])
+                whole[position] = bool(beyond.max() * align.scale(row["matrix"]) <= slack)
+        return whole
 
     def fetch(self, pictures: Sequence[Picture]) -> None:
         released = sorted({p.face for p in pictures if p.released}, key=lambda i: self._links[i]["file"])
@@ -325,16 +345,24 @@ def _in_turn(people: Sequence[list[int]]) -> list[int]:
 
 
 def _turing(faces: Sequence[Face], questions: int, draws: _Draw) -> list[Asked]:
-    """Nobody is shown both ways, and no picture twice."""
+    """Nobody is shown both ways, and no picture twice. Mirrored edges, which a generated face has not and which look
+    made, are left out where enough faces are without.
+    """
     of = _by(faces, lambda face: face.subject)
-    people = [draws.shuffled(of[name]) for name in draws.shuffled(list(of))]
-    half = len(people) // 2
-    originals = _distinct(_in_turn(people[:half]), lambda i: faces[i].photo)
-    released = _distinct(_in_turn(people[half:]), lambda i: faces[i].shown)
-    count = min(questions // 2, len(originals), len(released))
-    return [Asked("turing", "original", "photo", (Picture(i, False),)) for i in originals[:count]] + [
-        Asked("turing", "released", "made", (Picture(i, True),)) for i in released[:count]
-    ]
+    names = draws.shuffled(list(of))
+    turned = {name: draws.shuffled(of[name]) for name in names}
+
+    def among(fit: Callable[[Face], bool]) -> list[Asked]:
+        people = [own for name in names if (own := [i for i in turned[name] if fit(faces[i])])]
+        half = len(people) // 2
+        originals = _distinct(_in_turn(people[:half]), lambda i: faces[i].photo)
+        released = _distinct(_in_turn(people[half:]), lambda i: faces[i].shown)
+        count = min(questions // 2, len(originals), len(released))
+        return [Asked("turing", "original", "photo", (Picture(i, False),)) for i in originals[:count]] + [
+            Asked("turing", "released", "made", (Picture(i, True),)) for i in released[:count]
+        ]
+
+    return max((among(lambda face: face.whole), among(lambda face: True)), key=len)
 
 
 def _distinct(positions: Sequence[int], key: Callable[[int], str]) -> list[int]:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,14 @@ def test_a_released_face_of_several_photos_is_shown_once_in_the_turing_test() ->
     assert len(released) == len({crowd[i].shown for i in released}) == len(found) // 2
 
 
+def test_mirrored_edges_are_left_out_of_the_turing_test_where_enough_faces_are_without() -> None:
+    mixed = [replace(face, whole=i % 4 > 0) for i, face in enumerate(faces(12, 4))]
+    found = study.draw("turing", mixed, 24, np.random.default_rng(0))
+    assert len(found) == 24
+    assert all(mixed[q.pictures[0].face].whole for q in found)
+    assert len(study.draw("turing", mixed, 40, np.random.default_rng(0))) == 40
+
+
 def test_only_the_people_named_are_shown(folders: tuple[Path, Path], tmp_path: Path) -> None:
     consented = sorted(path.name for path in folders[0].iterdir())[:4]
     (tmp_path / "people.txt").write_text("\n".join(consented) + "\n")
@@ -284,6 +293,28 @@ def test_a_release_is_joined_with_its_originals_by_the_private_link(
             abs(small[study.Picture(i, True)] - small[study.Picture(j, False)]).mean() for j in range(len(source.faces))
         ]
         assert int(np.argmin(far)) == i
+
+
+def test_a_crop_that_reaches_beyond_its_photo_is_known(
+    tmp_path: Path,
+    settings: Callable[..., Any],
+    make_release: Callable[..., Outcome],
+    photos: Path,
+) -> None:
+    for file in photos.glob("*/*.jpg"):
+        (tmp_path / "wide" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        pixels = cv2.imread(str(file))
+        if file.name.startswith("1"):
+            # A wide black frame, which no crop of the face leaves.
+            pixels = cv2.copyMakeBorder(pixels, 300, 300, 300, 300, cv2.BORDER_CONSTANT)
+        cv2.imwrite(str(tmp_path / "wide" / file.parent.name / file.name), pixels)
+    blur = {"input.path": str(tmp_path / "wide"), "method.name": "blur", "policy.k": None}
+    make_release(settings(tmp_path / "release", **blur))
+    found = study.collection(None, str(tmp_path / "release"), None).faces
+    framed = {face.photo for face in found if face.photo.split("/")[1].startswith("1")}
+    assert len(framed) == 6
+    assert framed <= {face.photo for face in found if face.whole}
+    assert not all(face.whole for face in found)
 
 
 def test_a_plan_tells_which_parts_it_changes() -> None:
