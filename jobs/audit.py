@@ -120,6 +120,7 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
         record.subjects_from,
         record.split_rate,
         record.merged,
+        record.planned,
     )
     judged = workspace.parts(JUDGED, fingerprint("audit", VERSION, card))
     source = steps.ReleasedSource(release, link, faces)

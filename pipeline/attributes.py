@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ from facecrowd.pipeline.config import Attributes, Policy
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.privacy.attributes import ANY
 from facecrowd.stages import models
+
+if TYPE_CHECKING:
+    from facecrowd.pipeline.translation import Translations
 
 UNKNOWN = -1
 
@@ -93,16 +96,21 @@ class Predictors:
 
 
 def predictors(
-    config: Attributes, policy: Policy, brought: Collection[str], folder: str | None = None, download: bool = True
+    config: Attributes,
+    policy: Policy,
+    brought: Collection[str],
+    folder: str | None = None,
+    download: bool = True,
+    shown: Collection[str] = (),
 ) -> Predictors:
     """The predictors of a run. Nothing is looked for, and no network imported, where nobody asks for attributes.
 
-    brought : attributes of the policy that the input has
+    brought : attributes of the policy that the input has; shown : what released pixels are to show beside the policy's
 
     Raises ModelError, and ConfigError where the judge is not independent of the predictor.
     """
     names = (*policy.quasi_identifiers, *policy.sensitive)
-    if not names and config.predictor in ("auto", "none"):
+    if not names and not shown and config.predictor in ("auto", "none"):
         return Predictors()
     from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, STEER
 
@@ -110,7 +118,9 @@ def predictors(
     steers = {"none": None, "auto": STEER if missing else None}.get(config.predictor, config.predictor)
     judges = {"none": None, "auto": JUDGE}.get(config.judge, config.judge)
     steer = find(steers, folder, download) if steers else None
-    judge = find(judges, folder, download) if judges and set(policy.quasi_identifiers) & set(ATTRIBUTES) else None
+    judge = None
+    if judges and {*policy.quasi_identifiers, *shown} & set(ATTRIBUTES):
+        judge = find(judges, folder, download)
     if steer and judge:
         independent(judge, steer.file, "the predictor")
     return Predictors(steer, judge)
@@ -227,7 +237,8 @@ class Looked:
     """What was predicted of the N faces of a plan.
 
     brought : attributes that the input had; predicted, judged : (N, 40) float32 probabilities of the originals by the
-    predictor and by the judge, NaN in rows without; None where nobody looked
+    predictor and by the judge, NaN in rows without; None where nobody looked; translations : what was done to the
+    faces, where attributes were translated
     """
 
     predictors: Predictors
@@ -235,6 +246,7 @@ class Looked:
     margin: float
     predicted: np.ndarray | None = None
     judged: np.ndarray | None = None
+    translations: Translations | None = None
 
 
 def measured(
@@ -268,7 +280,7 @@ def measured(
         "predicted": [name for name in names if name not in looked.brought],
         "unknown_margin": looked.margin,
         "unknown": {
-            name: _share([value is None for value in originals[name][faces]])
+            name: share([value is None for value in originals[name][faces]])
             for name in policy.quasi_identifiers
             if name not in looked.brought
         },
@@ -295,8 +307,8 @@ def measured(
             told = truth(stated)
             found = {
                 "attribute": name,
-                "left_open": _share(stated == ANY),
-                "neither": _share((told < 0) & (stated != ANY)),
+                "left_open": share(stated == ANY),
+                "neither": share((told < 0) & (stated != ANY)),
                 **_shown(told, shown[:, at], *pictured),
             }
             if seen is not None:
@@ -313,10 +325,10 @@ def _disagreement(subject: np.ndarray, theirs: np.ndarray, ours: np.ndarray) -> 
     most = [2 * np.bincount(person, weights=v[both], minlength=len(people)) > faces for v in (theirs, ours)]
     return {
         "faces": int(both.sum()),
-        "share_of_faces": _share(theirs[both] != ours[both]),
+        "share_of_faces": share(theirs[both] != ours[both]),
         "subjects": len(people),
-        "share_of_subjects": _share(most[0] != most[1]),
-        "neither": _share(theirs < 0),
+        "share_of_subjects": share(most[0] != most[1]),
+        "neither": share(theirs < 0),
     }
 
 
@@ -357,8 +369,9 @@ def _shown(told: np.ndarray, seen: np.ndarray, picture: np.ndarray, over: str, g
 
 def _agreement(what: str, planned: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
     both = (planned >= 0) & (seen >= 0)
-    return {f"{what}_faces": int(both.sum()), f"{what}_agreement": _share(planned[both] == seen[both])}
+    return {f"{what}_faces": int(both.sum()), f"{what}_agreement": share(planned[both] == seen[both])}
 
 
-def _share(flags: Sequence[bool] | np.ndarray) -> float | None:
+def share(flags: Sequence[bool] | np.ndarray) -> float | None:
+    """None of nothing."""
     return round(float(np.mean(flags)), 6) if len(flags) else None

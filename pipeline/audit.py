@@ -19,7 +19,9 @@ import facecrowd.privacy.verdict as verdicts
 from facecrowd.pipeline.attributes import Looked, measured
 from facecrowd.pipeline.config import PIXEL_METHODS, ReleaseConfig
 from facecrowd.pipeline.plan import Plan, asked
+from facecrowd.pipeline.preflight import STEERING
 from facecrowd.pipeline.presets import predictable
+from facecrowd.pipeline.translation import measured as translated
 from facecrowd.privacy.classes import Histogram, histogram
 from facecrowd.privacy.reidentification import Identification, identify
 from facecrowd.stages.runkey import RunKey
@@ -72,6 +74,33 @@ INPAINT = (
     "what JPEG carried over its edge), but hair, neck, clothes and background are kept and may still identify the "
     "person. The figures below are what the attacks named here achieved; others may achieve more."
 )
+TRANSLATION = (
+    "No guarantee of identity: every released face is translated from its own original, whose pixels are seen wherever "
+    "no attribute changed, and what is left may still identify the person. What the policy asks, it asks of the "
+    "released attributes, planned by {planner}: one vector per person{notes}. The figures below are what the attacks "
+    "named here achieved; others may achieve more."
+)
+UNCHANGED = (
+    "{count} of {faces} released faces already showed all that the translator was to make them show: they are their "
+    "originals, encoded anew."
+)
+NOT_TRANSLATED = (
+    "The translator cannot change {names}: the pixels keep what the originals show, whatever the release states, so "
+    "against whoever looks at the pixels the classes do not hold."
+)
+DRAWN = "Unknown values were drawn before the plan ({drawn}), and count as anybody's."
+IDENTITY_KEPT = (
+    "Recognisers are MEANT to match these faces: this is no de-identification, and no k is claimed. Whoever has a "
+    "recogniser and a photo of a person finds them here. What is altered, measured and not guaranteed, is how people "
+    "look to people: in each face the attributes of the parts least tied to its identity are turned into their "
+    "opposite. The identity figures below say how well recognition survives, which is the purpose; they are no measure "
+    "of protection."
+)
+TAUGHT = (
+    "The recogniser that was measured with also found the parts to alter, and may have taught the translator what to "
+    "keep; others may match less."
+)
+INTENDED = "recognisers are meant to match"
 SAME_NETWORK = "The recogniser that was attacked with is also the one the encoder looks through; others may see more."
 PHOTO_OUTPUT = (
     "Measured only: in photo output the background, hair, clothes and placement of the original remain, so the bound "
@@ -136,19 +165,27 @@ def audit(
     table = _histogram(config, plan, plan.kept[np.isin(plan.subject_id[plan.kept].astype(str), people)])
     shown = _histogram(config, plan, rows)
     requirements = _requirements(
-        config, table, shown, 1 - len(people) / max(counts.named - plan.subjects.merged, 1), formal, looked
+        config,
+        table,
+        shown,
+        1 - len(people) / max(counts.named - plan.subjects.merged, 1),
+        formal,
+        looked,
+        plan.planned.epsilon if plan.planned else None,
     )
+    translation = _translation(config, plan, released, looked, models)
     return {
         "schema": SCHEMA,
         "method": method.name,
-        "rendering": _rendering(config),
+        "recognisers": INTENDED if method.keeps_identity else None,
+        "rendering": _rendering(config, plan),
         "output": config.output,
         "policy": config.public()["policy"],
         "met": all(r["met"] for r in requirements),
         "requirements": requirements,
         "guarantee": {
-            "kind": "formal" if formal else "measured",
-            "text": _guarantee(config, plan, shown, formal, looked.brought),
+            "kind": "formal" if formal else "identity kept" if method.keeps_identity else "measured",
+            "text": _guarantee(config, plan, shown, formal, looked.brought, translation),
         },
         "counts": {
             "photos": counts.photos,
@@ -179,16 +216,49 @@ def audit(
             released.hashes,
             ("classes", plan.class_id[rows]) if method.of_class else ("subjects", plan.subject_id[rows]),
         ),
-        "reidentification": _attacks(plan, released, key, models),
+        "translation": translation,
+        "reidentification": [
+            {**attack, "intended": True} if method.keeps_identity else attack
+            for attack in _attacks(plan, released, key, models)
+        ],
         "detection_rate": round(float(released.detected.mean()), 6) if len(rows) else None,
         "models": models,
     }
 
 
-def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, formal: bool, brought: Sequence[str]) -> str:
+def _translation(
+    config: ReleaseConfig, plan: Plan, released: Released, looked: Looked, models: list[dict[str, str]]
+) -> dict[str, Any] | None:
+    if looked.translations is None:
+        return None
+    steering = next(m["name"] for m in models if m["purpose"] == STEERING)
+    return translated(
+        config,
+        looked.translations,
+        plan.originals,
+        released.row,
+        steering,
+        looked.predictors.judge,
+        looked.judged,
+        released.attributes,
+    )
+
+
+def _guarantee(
+    config: ReleaseConfig,
+    plan: Plan,
+    shown: Histogram | None,
+    formal: bool,
+    brought: Sequence[str],
+    translation: dict[str, Any] | None = None,
+) -> str:
     method, k = config.method, config.policy.k
     if method.name in PIXEL_METHODS:
         return NO_GUARANTEE
+    if method.keeps_identity:
+        return " ".join([IDENTITY_KEPT, *([TAUGHT] if config.detect.recogniser == ENCODER_BACKBONE else [])])
+    if method.translated:
+        return " ".join(_of_attributes(config, plan, translation))
     same = [SAME_NETWORK] if method.generated and config.detect.recogniser == ENCODER_BACKBONE else []
     if not method.of_class:
         text = INPAINT if method.name == "inpaint" else DEEPBLUR.format(sigma=method.latent_sigma)
@@ -215,13 +285,36 @@ def _guarantee(config: ReleaseConfig, plan: Plan, shown: Histogram | None, forma
     return " ".join([*parts, *same])
 
 
+def _of_attributes(config: ReleaseConfig, plan: Plan, translation: dict[str, Any] | None) -> list[str]:
+    """What is claimed of a translation: a table, and no pixel."""
+    planned = plan.planned
+    notes = "".join(f"; {note}" for note in (planned.notes if planned else ()))
+    parts = [TRANSLATION.format(planner=config.method.planner, notes=notes)]
+    if translation and (same := translation["faces_by_passes"].get("0")):
+        parts.append(UNCHANGED.format(count=same, faces=sum(translation["faces_by_passes"].values())))
+    if translation and translation["not_translated"]:
+        parts.append(NOT_TRANSLATED.format(names=_and(translation["not_translated"])))
+    if planned and planned.drawn:
+        drawn = [f"{name} of {count} people" for name, count in planned.drawn.items()]
+        parts.append(DRAWN.format(drawn=", ".join(drawn)))
+    if config.method.generated and config.detect.recogniser == ENCODER_BACKBONE:
+        parts.append(SAME_NETWORK)
+    if plan.subjects.source == "clusters":
+        parts.append(CLUSTERS.format(split=f"{plan.subjects.split_rate or 0:.1%}"))
+    return parts
+
+
 def _and(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def _rendering(config: ReleaseConfig) -> dict[str, Any] | None:
-    """How k-same showed its classes; None for other methods."""
+def _rendering(config: ReleaseConfig, plan: Plan) -> dict[str, Any] | None:
+    """How k-same showed its classes, and what a translation was asked to show; None for other methods."""
     method = config.method
+    if method.keeps_identity:
+        return {"passes": method.passes, "parts": method.parts, "part_threshold": method.part_threshold}
+    if method.translated:
+        return {"passes": method.passes, "planned": plan.planned and plan.planned.as_dict()}
     if not method.of_class:
         return None
     return {
@@ -251,6 +344,7 @@ def _requirements(
     suppressed: float,
     formal: bool,
     looked: Looked,
+    epsilon: float | None,
 ) -> list[dict[str, Any]]:
     policy = config.policy
     out: list[dict[str, Any]] = []
@@ -265,10 +359,10 @@ def _requirements(
         # l and t are of values that a network guessed, wherever the input did not bring them.
         steer = looked.predictors.steer if set(policy.sensitive) - set(looked.brought) else None
         tilt = f"effective k {anonymity.effective_k(shown).value:.2f} (1 / largest share of a class's released faces)"
-        for r in verdicts.judge(table, asked(policy)).requirements:
+        for r in verdicts.judge(table, asked(policy), epsilon=epsilon).requirements:
             note = tilt if r.name == "k" else r.note
             found = {"name": r.name, "asked": r.asked, "found": r.found, "met": r.met, "kind": kind, "note": note}
-            if r.name != "k" and steer is not None:
+            if r.name not in ("k", "epsilon") and steer is not None:
                 found["kind"] = f"measured against predictor {steer.name}"
             out.append(found)
     out.append(

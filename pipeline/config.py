@@ -29,6 +29,11 @@ PIXEL_METHODS = ("blur", "pixelate", "mask", "noise")
 CLASS_METHODS = ("k-same", "k-same-select")
 """Those that show a face of the whole class."""
 
+TRANSLATING_METHODS = {"translation": "stargan", "identity-preserving": "stargan-identity"}
+"""Those that alter attributes of each original, with the translator that each has by default."""
+
+RANDOMISING_PLANNERS = ("ppas", "ppas-verified")
+
 SURROGATE: Literal["latent", "average"] = "latent"
 """What a class shows by default."""
 
@@ -168,13 +173,16 @@ class Policy(Section):
         "one vector per subject.",
     )
     sensitive: tuple[str, ...] = option((), "Attributes that must not be inferred from a class (comma-separated).")
-    k: int | None = option(None, "Distinct subjects that share what is released (default 5 for k-same).", ge=2)
+    k: int | None = option(
+        None, "Distinct subjects that share what is released (default 5 for k-same and translation).", ge=2
+    )
     l: Diversity | None = Field(  # noqa: E741 - the field's word
         default=None, description="l-diversity of the sensitive attributes.", json_schema_extra={"flag": "l"}
     )
     t: Closeness | None = Field(
         default=None, description="t-closeness of the sensitive attributes.", json_schema_extra={"flag": "t"}
     )
+    epsilon: float | None = option(None, "Total privacy loss per subject of randomising the released attributes.", gt=0)
     max_suppression: float = option(0.02, "Largest share of subjects that may be left out.", ge=0, le=1)
 
     @model_validator(mode="before")
@@ -220,9 +228,6 @@ class TablePolicy(Policy):
 
     identifiers: tuple[str, ...] = Field(default=(), description="Columns that name people; never released.")
     insensitive: tuple[str, ...] = Field(default=(), description="Columns that play no role.")
-    epsilon: float | None = Field(
-        default=None, gt=0, description="Total privacy loss per subject of randomising the released attributes."
-    )
     per_subject: bool = Field(
         default=True, description="Release one vector per subject, the majority of their rows' values."
     )
@@ -270,9 +275,18 @@ class TablePolicy(Policy):
 
 
 class Method(Section):
-    name: Literal["k-same", "k-same-select", "deepblur", "inpaint", "blur", "pixelate", "mask", "noise"] = option(
-        "k-same", "How a face is replaced.", flag="method"
-    )
+    name: Literal[
+        "k-same",
+        "k-same-select",
+        "translation",
+        "identity-preserving",
+        "deepblur",
+        "inpaint",
+        "blur",
+        "pixelate",
+        "mask",
+        "noise",
+    ] = option("k-same", "How a face is replaced, or altered.", flag="method")
     surrogate: Literal["latent", "average"] = option(
         SURROGATE,
         "k-same: what a class shows: a generated face, at the mean of its people's latents, or the mean of pixels.",
@@ -297,10 +311,38 @@ class Method(Section):
         "each has photos).",
         ge=1,
     )
+    translator: str | None = option(
+        None,
+        "translation, identity-preserving: what alters faces: a shipped StarGAN (stargan, stargan-identity), a "
+        ".safetensors file, or latent, a latent search and attribute directions (default: stargan; for "
+        "identity-preserving stargan-identity).",
+    )
+    passes: int = option(
+        2,
+        "translation, identity-preserving: passes at most; a further one only where the predictor says that the "
+        "target was missed.",
+        ge=1,
+        le=16,
+    )
+    planner: Literal["mondrian", "suppress", "ppas", "ppas-verified"] = option(
+        "ppas-verified",
+        "translation: what chooses the attributes of each person: generalisation, full-domain suppression, or "
+        "AnonymousNet's selection as printed (which may miss the policy) or verified.",
+    )
+    parts: Literal["adaptive", "1", "2", "3", "4"] = option(
+        "adaptive",
+        "identity-preserving: how many parts of a face are obfuscated, those least tied to its identity (adaptive: "
+        "those below part_threshold).",
+    )
+    part_threshold: float = option(
+        1.0,
+        "identity-preserving: activation of a part below which it is obfuscated, in units of the whole face's mean.",
+        gt=0,
+    )
     latent_sigma: float = option(
         1.0, "deepblur: sigma of the low-pass on the latent, 0.5 (close) to 100 (the average face).", ge=0.5, le=100
     )
-    search_steps: int = option(10, "deepblur, inpaint: steps of the latent search.", ge=0)
+    search_steps: int = option(10, "deepblur, inpaint, translation by latent: steps of the latent search.", ge=0)
     start: Literal["encoder", "mean"] = option(
         "encoder", "deepblur: where the search starts: the encoder's guess or the average face.", flag="search-start"
     )
@@ -317,19 +359,41 @@ class Method(Section):
         return self.name in CLASS_METHODS
 
     @property
+    def translated(self) -> bool:
+        """Whether attributes of each original are altered."""
+        return self.name in TRANSLATING_METHODS
+
+    @property
+    def keeps_identity(self) -> bool:
+        """Whether recognisers are meant to match what is released."""
+        return self.name == "identity-preserving"
+
+    @property
     def generated(self) -> bool:
         """Whether the generator makes the faces."""
-        return self.name in ("deepblur", "inpaint") or (self.of_class and self.surrogate == "latent")
+        latent = self.surrogate == "latent" if self.of_class else self.translator == "latent"
+        return self.name in ("deepblur", "inpaint") or latent
+
+    @property
+    def neural(self) -> bool:
+        """Whether networks make the faces, which a GPU does faster."""
+        return self.generated or self.translated
 
     @model_validator(mode="before")
     @classmethod
-    def keep_listed(cls, data: Any) -> Any:
+    def as_written(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("keep"), str):
-            return {**data, "keep": [part.strip() for part in data["keep"].split(",") if part.strip()]}
+            data = {**data, "keep": [part.strip() for part in data["keep"].split(",") if part.strip()]}
+        if isinstance(data, dict) and type(data.get("parts")) is int:
+            data = {**data, "parts": str(data["parts"])}
         return data
 
     @model_validator(mode="after")
     def fits_together(self) -> Method:
+        if self.translated and self.translator is None:
+            object.__setattr__(self, "translator", TRANSLATING_METHODS[self.name])
+        if self.translator is not None and not self.translated:
+            raise ValueError(f"translator is for {' and '.join(TRANSLATING_METHODS)}; the method is {self.name}")
         if (self.select is not None) != (self.name == "k-same-select"):
             raise ValueError(
                 "k-same-select needs select, the attribute to cut classes within"
@@ -402,14 +466,21 @@ class ReleaseConfig(Section):
 
     @model_validator(mode="after")
     def complete(self) -> ReleaseConfig:
-        if self.method.of_class and self.policy.k is None:
+        planned = self.method.name == "translation"
+        if (self.method.of_class or (planned and self.method.planner != "ppas")) and self.policy.k is None:
             object.__setattr__(self, "policy", self.policy.model_copy(update={"k": 5}))
+        if planned:
+            self._can_be_planned()
+        elif self.policy.epsilon:
+            raise ValueError(f"policy.epsilon is for method translation; {self.method.name} randomises no attributes")
+        if self.method.keeps_identity:
+            self._claims_nothing()
         if self.method.select:
             self._release_selected(self.method.select)
         if self.method.generated and self.detect.crop_size not in GENERATED_SIZES:
             sizes = ", ".join(map(str, GENERATED_SIZES))
             raise ValueError(f"detect.crop_size {self.detect.crop_size}: the generator makes faces of {sizes} px")
-        if self.compute.gpus_per_worker and not self.method.generated:
+        if self.compute.gpus_per_worker and not self.method.neural:
             raise ValueError(
                 f"compute.gpus_per_worker: {self.method.name} as it is asked for needs no GPU; leave it out"
             )
@@ -427,6 +498,34 @@ class ReleaseConfig(Section):
         if not (self.input.attributes or _is_table(self.input.path)):
             self._can_be_predicted((*self.policy.quasi_identifiers, *self.policy.sensitive))
         return self
+
+    def _can_be_planned(self) -> None:
+        """Whether the planner of a translation has what it needs."""
+        policy, planner = self.policy, self.method.planner
+        if not policy.quasi_identifiers:
+            raise ValueError(
+                "method translation needs policy.quasi_identifiers, the attributes that are planned, released and shown"
+            )
+        if planner == "ppas" and policy.t is None:
+            raise ValueError(
+                "method.planner ppas compares distances with t: give policy.t and a sensitive attribute, or use "
+                "ppas-verified"
+            )
+        if policy.epsilon and planner not in RANDOMISING_PLANNERS:
+            raise ValueError(
+                f"policy.epsilon needs method.planner {' or '.join(RANDOMISING_PLANNERS)}; {planner} randomises nothing"
+            )
+
+    def _claims_nothing(self) -> None:
+        """A release in which recognisers match can promise its people no crowd, and their attributes no secrecy."""
+        policy = self.policy
+        asked = {"k": policy.k, "l": policy.l, "t": policy.t, "quasi_identifiers": policy.quasi_identifiers}
+        named = [name for name, value in (asked | {"sensitive": policy.sensitive}).items() if value]
+        if named:
+            raise ValueError(
+                f"policy.{named[0]}: identity-preserving keeps people recognisable, so no crowd is claimed and no "
+                "attribute released; leave it out"
+            )
 
     def _release_selected(self, name: str) -> None:
         """What a class shares is shown by its faces, and so is released."""
@@ -509,7 +608,7 @@ def _public(section: Section) -> dict[str, Any]:
             if not value:
                 continue
         # A model given as a file is named by its hash in the audit; its path says where it lay.
-        if name in ("detector", "recogniser", "predictor", "judge") and _is_file(str(value)):
+        if name in ("detector", "recogniser", "predictor", "judge", "translator") and _is_file(str(value)):
             value = "a file of the user's; see the audit for its hash"
         out[name] = list(value) if isinstance(value, tuple) else value
     return out

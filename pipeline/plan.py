@@ -7,31 +7,62 @@ none. One attribute vector per subject is released, the majority of their photos
 the class. Values that a predictor could not tell take no part; where there are no others, ``*`` is released.
 k-same-select cuts within one attribute's value, which all of a class then share; people whose value is unknown, or held
 by fewer than k, can be in no class and are left out, with a reason.
+
+For translation a planner (``planners``) chooses the vectors, one per subject: it generalises, leaves out, and with PPAS
+swaps and randomises them, by the run key. A class is what the released vectors make it. A value that is unknown is
+drawn first, by the run key for that subject: planners know no such value, and what is released is the face's anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from facecrowd.pipeline import planners
 from facecrowd.pipeline.config import Policy, ReleaseConfig
 from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.steps import embedding_array
 from facecrowd.pipeline.subjects import Subjects, assign, subject_means
+from facecrowd.privacy import cells as planning
 from facecrowd.privacy import policy as limits
 from facecrowd.privacy.attributes import ANY
 from facecrowd.privacy.classes import equivalence_classes, histogram, per_subject_majority
 from facecrowd.privacy.microaggregation import microaggregate
 from facecrowd.privacy.requirements import Requirements
+from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK
 
 NO_CLASS = -1
 SUPPRESSED = "suppressed"
+LEFT_OUT = "no class that meets the policy takes in the attributes of this person"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How a planner of attributes came to its vectors.
+
+    epsilon : spent in total per subject, None where nothing was randomised; choices : of PPAS, for each attribute;
+    notes : what a reader must know; drawn : attribute → people whose unknown value was drawn
+    """
+
+    planner: str
+    epsilon: float | None = None
+    choices: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    drawn: dict[str, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**asdict(self), "choices": list(self.choices), "notes": list(self.notes)}
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "choices": tuple(data["choices"]), "notes": tuple(data["notes"])})
 
 
 @dataclass(frozen=True)
@@ -41,7 +72,7 @@ class Plan:
     face_id, photo, status, reason : (N,) object; part, row : (N,) where the face lies in the manifest;
     embedding : (N, D) float32, zeros without a face; class_id : (N,) int32, -1 for none;
     originals, released : attribute → (N,) object, None where the row has none; images : (N,) int, how many released
-    images stand for the row.
+    images stand for the row; planned : how a planner chose the released attributes, where one did.
     """
 
     face_id: np.ndarray
@@ -54,6 +85,7 @@ class Plan:
     originals: dict[str, np.ndarray]
     released: dict[str, np.ndarray]
     images: np.ndarray
+    planned: Planned | None = None
 
     @property
     def subject_id(self) -> np.ndarray:
@@ -103,7 +135,13 @@ class Plan:
 
 
 def load(
-    config: ReleaseConfig, plan: pa.Table, faces: pa.Table, source: str, split_rate: float | None, merged: int
+    config: ReleaseConfig,
+    plan: pa.Table,
+    faces: pa.Table,
+    source: str,
+    split_rate: float | None,
+    merged: int,
+    planned: Planned | None = None,
 ) -> Plan:
     """A plan as it was committed: its manifest and the embeddings of the faces manifest, both whole and in order."""
     subjects = Subjects(
@@ -120,6 +158,7 @@ def load(
         originals=_lookup(plan["originals"], (*config.policy.quasi_identifiers, *config.policy.sensitive)),
         released=_lookup(plan["released"], config.policy.quasi_identifiers),
         images=_images(subjects, config.method.surrogates_per_subject),
+        planned=planned,
     )
 
 
@@ -129,15 +168,16 @@ def make(
     photos: pa.Table,
     faces: pa.Table,
     inferred: Mapping[str, np.ndarray] | None = None,
+    key: RunKey | None = None,
 ) -> Plan:
     """Assign subjects, cut classes, choose released attributes.
 
     source : where subjects come from (folder, column, clusters); photos : photo, subject and attributes of every photo;
     faces : the faces manifest without its crops; inferred : attribute → (N,) object, predicted values of every face,
-    None where unknown. What the input brings wins.
+    None where unknown. What the input brings wins; key : what planners draw by.
 
     Raises PolicyError when fewer than k people have a usable face, UnreachableError when no partition into classes can
-    meet l and t.
+    meet l and t, or no released vectors the policy.
     """
     photo = _objects(faces["photo"])
     of_photo = {name: i for i, name in enumerate(photos["photo"].to_pylist())}
@@ -165,7 +205,13 @@ def make(
         values[nobody] = None
     if config.method.select:
         _leave_out(config, subjects, originals[config.method.select])
-    class_id, released = _classes(config, subjects, embedding, originals)
+    planned = None
+    if config.method.name == "translation":
+        named = {name for name in photos["subject"].to_pylist() if name}
+        people = subjects.count if source == "clusters" else len(named) - subjects.merged
+        class_id, released, planned = _vectors(config, subjects, originals, people, key or RunKey.draw())
+    else:
+        class_id, released = _classes(config, subjects, embedding, originals)
     part = faces["part"].to_numpy()
     start = np.searchsorted(part, part)
     return Plan(
@@ -179,12 +225,12 @@ def make(
         originals=originals,
         released=released,
         images=_images(subjects, config.method.surrogates_per_subject),
+        planned=planned,
     )
 
 
-def _classes(
-    config: ReleaseConfig, subjects: Subjects, embedding: np.ndarray, originals: dict[str, np.ndarray]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _people(config: ReleaseConfig, subjects: Subjects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows that are kept, the people on them, and which of these each row shows. Raises PolicyError."""
     rows = _kept(subjects)
     people, person = np.unique(subjects.subject_id[rows].astype(str), return_inverse=True)
     k = config.policy.k or 1
@@ -192,6 +238,14 @@ def _classes(
         raise PolicyError("no usable face in the input; the faces manifest in the workspace has the reasons")
     if len(people) < k:
         raise PolicyError(f"k = {k} cannot be reached: {len(people)} people have a usable face; lower k or add people")
+    return rows, people, person
+
+
+def _classes(
+    config: ReleaseConfig, subjects: Subjects, embedding: np.ndarray, originals: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rows, people, person = _people(config, subjects)
+    k = config.policy.k or 1
     class_id = np.full(len(subjects.subject_id), NO_CLASS, dtype=np.int32)
     names = config.policy.quasi_identifiers
     quasi = {name: originals[name][rows] for name in names}
@@ -213,6 +267,72 @@ def _classes(
     return class_id, released
 
 
+def _vectors(
+    config: ReleaseConfig, subjects: Subjects, originals: dict[str, np.ndarray], named: int, key: RunKey
+) -> tuple[np.ndarray, dict[str, np.ndarray], Planned]:
+    """The classes and released attributes of a translation; whom no class takes in is suppressed, in place.
+
+    named : people of the input, of whom ``max_suppression`` is a share
+    """
+    rows, people, person = _people(config, subjects)
+    policy, names = config.policy, config.policy.quasi_identifiers
+    own, drawn = _known(_majority(person, {name: originals[name][rows] for name in names}), people, policy, key)
+    sensitive = _table({name: originals[name][rows] for name in policy.sensitive})
+    cells = planning.cells(
+        people[person],
+        _table({name: values[person] for name, values in own.items()}),
+        sensitive if policy.sensitive else None,
+        per_subject=False,  # they are already one vector each
+    )
+    spare = max(0, int(policy.max_suppression * named + 1e-9) - (named - len(people)))
+    share = spare / len(people)
+    while True:
+        wants = replace(asked(policy), max_suppression=share)
+        made = planners.made(config.method.planner, cells, wants, key.digest)
+        partial = made.cells.partial
+        cell = np.empty(len(people), dtype=np.int64)
+        cell[np.searchsorted(people, _objects(partial.subjects).astype(str))[partial.cell_subject]] = partial.cell_class
+        of_person = made.plan.class_of_cell[cell]
+        if (of_person == planning.SUPPRESSED).sum() <= spare:
+            break
+        # Planners count photos, a release people: where those left out have few photos, fewer of them may go.
+        share = share / 2 if share * len(rows) >= 1 else 0.0
+    out = of_person == planning.SUPPRESSED
+    if out.all():
+        raise PolicyError("the plan leaves out everybody, so nothing is released; relax the policy")
+    subjects.status[rows[out[person]]], subjects.reason[rows[out[person]]] = SUPPRESSED, LEFT_OUT
+    labels = made.plan.labels(made.cells.attributes).take(pa.array(of_person[~out]))
+    class_id = np.full(len(subjects.subject_id), NO_CLASS, dtype=np.int32)
+    in_plan = np.cumsum(~out) - 1
+    shown = ~out[person]
+    class_id[rows[shown]] = equivalence_classes(labels).ids[in_plan[person[shown]]]
+    released = {name: np.full(len(class_id), None, dtype=object) for name in names}
+    for name in names:
+        released[name][rows[shown]] = _objects(labels[name])[in_plan[person[shown]]]
+    notes = made.plan.notes
+    return class_id, released, Planned(config.method.planner, made.epsilon, made.choices, tuple(notes), drawn)
+
+
+def _known(
+    own: dict[str, np.ndarray], people: np.ndarray, policy: Policy, key: RunKey
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Everybody's values, those that are unknown drawn, and how many were.
+
+    They are drawn as often as others have them; where epsilon is asked all alike, so that they tell of nobody else.
+    """
+    drawn = {}
+    for name, values in own.items():
+        unknown = np.flatnonzero(values == ANY)
+        found, held = np.unique(values[values != ANY].astype(str), return_counts=True)
+        if not len(unknown) or not len(found):
+            continue
+        drawn[name] = len(unknown)
+        share = None if policy.epsilon else held / held.sum()
+        for at in unknown:
+            values[at] = str(key.generator("unknown", f"{people[at]}/{name}").choice(found, p=share))
+    return own, drawn
+
+
 def asked(policy: Policy) -> limits.Policy:
     """What a release's policy asks of its table."""
     return limits.Policy(
@@ -222,6 +342,7 @@ def asked(policy: Policy) -> limits.Policy:
         k=policy.k,
         l=limits.Diversity(**policy.l.model_dump()) if policy.l else None,
         t=limits.Closeness(**policy.t.model_dump()) if policy.t else None,
+        epsilon=policy.epsilon,
     )
 
 

@@ -68,23 +68,26 @@ SHIPPED_TERMS = f"facecrowd's own; made with MobileStyleGAN (FFHQ), for {models.
 
 
 def renderer(config: ReleaseConfig, download: bool = True) -> tuple[Network, ...]:
-    """What renders a release by the generator; nothing for other methods. Networks that are missing are fetched.
+    """The networks that render a release; nothing for methods without. Those that are missing are fetched.
 
     Raises ModelError for what is missing, is not what its name says, or does not fit the rest.
     """
     method, folder = config.method, config.detect.models
-    if not method.generated:
+    if not method.neural:
         return ()
+    translator = _translator(config, download) if method.translated else ()
+    if not method.generated:
+        return translator
     # Only these methods spend the seconds that their networks take to import.
     from facecrowd.stages import edits
     from facecrowd.stages.networks import encoder, mobilestylegan
 
-    found = [_fetched("mobilestylegan-ffhq", "generator", folder, download)]
+    found = [*translator, _fetched("mobilestylegan-ffhq", "generator", folder, download)]
     if mobilestylegan.SHIPPED_HEADS.exists():
         found.append(_shipped(mobilestylegan.SHIPPED_HEADS, "image heads of the generator"))
     if not method.of_class:
         found.append(_fetched("lpips-vgg16", "loss of the latent search", folder, download))
-    if method.of_class or (method.name == "deepblur" and method.start == "encoder"):
+    if method.of_class or method.translated or (method.name == "deepblur" and method.start == "encoder"):
         if not encoder.SHIPPED.is_file():
             raise models.ModelError(
                 f"the encoder's weights ({encoder.SHIPPED.name}) are not installed; train them: facecrowd train encoder"
@@ -93,16 +96,74 @@ def renderer(config: ReleaseConfig, download: bool = True) -> tuple[Network, ...
         found.append(_fetched(encoder.BACKBONE, "backbone of the encoder", folder, download))
         if download:
             encoder.Encoder.load(encoder.SHIPPED, folder)
-    if method.of_class:
+    if method.of_class or method.translated:
         edits.Directions.load(edits.SHIPPED_DIRECTIONS)
         found.append(_shipped(edits.SHIPPED_DIRECTIONS, "attribute directions of the generator"))
-        name = steering(config)
-        predictor = attributes.find(name, folder, download)
-        found += [Network(**row) for row in predictor.rows(STEERING)]
+    if method.of_class:
+        found += _steering(config, download)
     return tuple(found)
 
 
 STEERING = "attribute predictor of the renderer"
+TRANSLATOR = "translator of attributes"
+TRANSLATOR_TERMS = (
+    f"facecrowd's own; trained on research photos and on faces of MobileStyleGAN (FFHQ), for {models.NON_COMMERCIAL}"
+)
+
+
+def _steering(config: ReleaseConfig, download: bool) -> list[Network]:
+    predictor = attributes.find(steering(config), config.detect.models, download)
+    return [Network(**row) for row in predictor.rows(STEERING)]
+
+
+def _translator(config: ReleaseConfig, download: bool) -> tuple[Network, ...]:
+    """What translates, by what it is steered, and what finds the regions. Raises ModelError."""
+    from facecrowd.stages.networks import stargan
+    from facecrowd.stages.translate import LATENT, SHIPPED
+
+    method, folder, found = config.method, config.detect.models, []
+    name = str(method.translator)
+    if name != LATENT:
+        file = _weights(name)
+        stargan.Generator.load(file)  # what is no translator is found before any work
+        shipped = name in SHIPPED
+        shown = name if shipped else f"the user's own ({file.name})"
+        terms = TRANSLATOR_TERMS if shipped else "as the user has it"
+        found.append(Network(shown, TRANSLATOR, models.sha256(file), terms))
+    if method.keeps_identity:
+        found.append(_fetched("arcface-mobilefacenet", "recogniser of the regions", folder, download))
+        found.append(_fetched("landmarks-2d106", "landmarks of the regions", folder, download))
+    return (*found, *_steering(config, download))
+
+
+def _weights(translator: str) -> Path:
+    """The file of a StarGAN, shipped or the user's. Raises ModelError."""
+    from facecrowd.stages.networks import stargan
+    from facecrowd.stages.translate import LATENT, SHIPPED
+
+    file = stargan.locate(os.path.expanduser(translator))
+    if translator in SHIPPED and not file.is_file():
+        raise models.ModelError(
+            f"the translator's weights ({file.name}) are not installed; train them: facecrowd train stargan"
+        )
+    if not file.is_file():
+        raise models.ModelError(
+            f"no translator is called {translator}; there are: {', '.join((*SHIPPED, LATENT))}, or a file"
+        )
+    return file
+
+
+def translatable(config: ReleaseConfig) -> tuple[str, ...]:
+    """The attributes that the method's translator can change. Raises ModelError."""
+    from facecrowd.stages import edits
+    from facecrowd.stages.attributes import ATTRIBUTES
+    from facecrowd.stages.networks import stargan
+    from facecrowd.stages.translate import LATENT
+
+    if config.method.translator == LATENT:
+        known = edits.Directions.load(edits.SHIPPED_DIRECTIONS).names
+        return tuple(name for name in ATTRIBUTES if name in known)
+    return stargan.Generator.load(_weights(str(config.method.translator))).shape.attributes
 
 
 def steering(config: ReleaseConfig) -> str:
@@ -113,13 +174,18 @@ def steering(config: ReleaseConfig) -> str:
     return STEER if named in ("auto", "none") else named
 
 
-def judged_by_another(networks: Sequence[Network], judge: attributes.Predictor | None) -> None:
+def judged_by_another(
+    networks: Sequence[Network], judge: attributes.Predictor | None, translator: str | None = None
+) -> None:
     """Refuse a judge that rendered what it would judge, or shares weights or people with what did.
 
-    A predictor of the user's own steers the rendering only where it predicts too, and is compared there.
+    A predictor of the user's own steers the rendering only where it predicts too, and is compared there. A translator
+    is what it learned from: the people of its splits, and the predictor that labelled them.
 
     Raises ConfigError.
     """
+    if judge is not None and translator is not None:
+        _judged_by_no_teacher(judge, translator)
     for network in networks:
         if judge is None or network.purpose != STEERING:
             continue
@@ -127,6 +193,25 @@ def judged_by_another(networks: Sequence[Network], judge: attributes.Predictor |
 
         if network.name in SHIPPED:
             attributes.independent(judge, network.name, "the predictor that steers the rendering")
+
+
+def _judged_by_no_teacher(judge: attributes.Predictor, translator: str) -> None:
+    from facecrowd.stages.attributes import SHIPPED, Card
+    from facecrowd.stages.networks import stargan
+    from facecrowd.stages.translate import LATENT
+
+    if translator == LATENT:  # it has no weights of its own
+        return
+    about = stargan.Generator.load(_weights(translator)).about
+    for labeller in SHIPPED:
+        if labeller in str(about.get("labels", "")):
+            attributes.independent(judge, labeller, "the predictor that labelled what the translator learned from")
+    people = {split for card in Card.read(judge.file).line() for split in card.splits}
+    if common := sorted(people & set(about.get("splits", ()))):
+        raise ConfigError(
+            f"attributes.judge: {judge.name} is not independent of the translator: both learned from people of "
+            f"{', '.join(common)}; name another, or none"
+        )
 
 
 def _fetched(name: str, purpose: str, folder: str | None, download: bool) -> Network:

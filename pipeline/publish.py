@@ -44,6 +44,10 @@ MANIFEST, AUDIT, CONFIG, README, CARD, LICENCES = (
 )
 
 
+NOTE = "facecrowd"
+"""Key of the manifest's metadata."""
+
+
 @dataclass(frozen=True)
 class Image:
     """One image to release. ``name`` is its random name; ``attributes`` the released values."""
@@ -99,8 +103,13 @@ class Publication:
         self.staging.write(data, *name.split("/"))
         self.hashes[name] = hashlib.sha256(data).hexdigest()
 
-    def write_images(self, images: Iterator[Image], count: int, form: str, shard_images: int) -> None:
-        """Store the images in the order of their names, whatever order they come in, in bounded memory."""
+    def write_images(
+        self, images: Iterator[Image], count: int, form: str, shard_images: int, note: str | None = None
+    ) -> None:
+        """Store the images in the order of their names, whatever order they come in, in bounded memory.
+
+        note : what a reader of the manifest must know, kept in its metadata
+        """
         shards = max(1, -(-count // shard_images))
         for shard, members in enumerate(self._sorted_shards(images, shards)):
             if form == "files":
@@ -123,6 +132,8 @@ class Publication:
         table = pa.table(columns, schema=schema)
         for attribute in attributes:
             table = table.append_column(attribute, pa.array([row["attributes"].get(attribute) for row in self.rows]))
+        if note:
+            table = table.replace_schema_metadata({NOTE: note})
         self._write(to_parquet(table), MANIFEST)
 
     def _row(self, image: Image, file: str) -> None:

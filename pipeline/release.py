@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from facecrowd.pipeline import attributes, leaks, preflight, presets, publish, ray_data, steps, summary
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.attributes import Looked, Predictors
-from facecrowd.pipeline.audit import Counts, Released, audit
+from facecrowd.pipeline.audit import IDENTITY_KEPT, Counts, Released, audit
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, InputError, LeakError, PolicyError, ReleaseError, StoreError
 from facecrowd.pipeline.photos import Listing, listing
@@ -42,6 +42,7 @@ from facecrowd.pipeline.schema import (
     Manifest,
 )
 from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
+from facecrowd.pipeline.translation import Translations
 from facecrowd.stages import models
 from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Stage
@@ -117,10 +118,17 @@ def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
             "lower k or add people"
         )
     hashes = preflight.model_hashes(config.detect, download=not dry)
-    speakers = attributes.predictors(config.attributes, config.policy, found.brought, config.detect.models, not dry)
+    speakers = attributes.predictors(
+        config.attributes,
+        config.policy,
+        found.brought,
+        config.detect.models,
+        not dry,
+        presets.FIVE_PARTS if config.method.keeps_identity else (),
+    )
     preflight.graphics(config.compute)
     renderer = preflight.renderer(config, download=not dry)
-    preflight.judged_by_another(renderer, speakers.judge)
+    preflight.judged_by_another(renderer, speakers.judge, config.method.translator)
     prepared = Prepared(config, found, hashes, speakers, renderer)
     _apart(prepared)
     preflight.room(config, found.photos)
@@ -210,9 +218,9 @@ class _Run:
         policy = c.policy.model_dump()
         people = (c.input.cluster_threshold, c.input.same_person)
         predicted = (self.prepared.listing.brought, c.attributes.unknown_margin)
-        method = (c.method.name, c.method.select)
+        method = (c.method.name, c.method.select, c.method.planner if c.method.name == "translation" else "")
         plan = fingerprint(faces, policy, *method, self.prepared.listing.subjects, *people, *predicted)
-        draws, bits = (self.salt, self._rendering().bits) if c.method.generated else ("", None)
+        draws, bits = (self.salt, self._rendering().bits) if c.method.neural else ("", None)
         asked = (c.method.model_dump(), c.output, c.release.quality)
         rendered = fingerprint(plan, *asked, judge, self._renderer, draws, bits)
         return {
@@ -366,7 +374,7 @@ class _Run:
         if steer is not None:
             found = predictions(self.parts(FACES, "faces"), self.batches)
             inferred = attributes.inferred(steer, found, self.config.policy, self.config.attributes.unknown_margin)
-        plan = planning.make(self.config, self.prepared.listing.subjects, photos, faces, inferred)
+        plan = planning.make(self.config, self.prepared.listing.subjects, photos, faces, inferred, self.key)
         written, members = self.parts(PLAN, "plan"), self.parts(MEMBERS, "plan")
 
         def write_plan(missing: list[int]) -> None:
@@ -408,7 +416,10 @@ class _Run:
             source = steps.SurrogateSource(plan, surrogates, self.draws, c.method.surrogates, own)
         else:
             source = steps.CropSource(plan, faces)
-            if c.method.generated:
+            if c.method.translated:
+                source = source if c.method.keeps_identity else self._wanted(source)
+                stages = steps.translate_stages(self._rendering(), c.detect, c.release.quality, of_crops)
+            elif c.method.generated:
                 stages = steps.search_stages(self._rendering(), c.detect, c.release.quality, of_crops)
             else:
                 stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key, of_crops)
@@ -469,9 +480,16 @@ class _Run:
         stages = steps.latent_stages(self._rendering(), c.detect, c.release.quality, judge)
         return ray_data.Step("surrogates", source, stages, sink, at_once=steps.FACES_AT_ONCE)
 
+    def _wanted(self, crops: steps.CropSource) -> steps.WantedSource:
+        """Faces with what they shall show, of what the translator can change."""
+        c = self.config
+        priors = attributes.priors(preflight.steering(c), c.policy.quasi_identifiers, c.detect.models)
+        able = preflight.translatable(c)
+        return steps.WantedSource(crops, self.draws, {n: share for n, share in priors.items() if n in able})
+
     def _rendering(self) -> steps.Rendering:
         c = self.config
-        steering = preflight.steering(c) if c.method.of_class else None
+        steering = preflight.steering(c) if c.method.of_class or c.method.translated else None
         return steps.Rendering(
             c.method, self.draws, c.detect.crop_size, c.detect.models, steering, c.compute.gpus_per_worker
         )
@@ -512,6 +530,7 @@ class _Run:
             plan.subjects.merged,
             self.prepared.listing.brought,
             self.prepared.renderer,
+            plan.planned,
         )
         record.write(self.workspace.folder, self._record())
         with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
@@ -519,7 +538,8 @@ class _Run:
             form = publish.storage_format(config, int(plan.images.sum()))
             names: dict[str, list[str]] = {}
             images = self._images(plan, names)
-            publication.write_images(images, int(plan.images.sum()), form, config.release.shard_images)
+            note = IDENTITY_KEPT if config.method.keeps_identity else None
+            publication.write_images(images, int(plan.images.sum()), form, config.release.shard_images, note)
             self.progress.say(f"publish: {len(publication.rows)} images as {form}")
             self._link(plan, names, publication.rows)
             seen = released_faces(
@@ -660,11 +680,14 @@ class _Run:
         return names | set(plan.subject_id[plan.kept]) | {os.path.basename(name) for name in names}
 
     def _originals(self) -> set[str]:
-        """Hashes of the crops kept in the workspace."""
+        """Hashes of the crops kept in the workspace, less those of faces that a translator found nothing to change in:
+        what is released of them is declared, and counted, as their originals encoded anew."""
         hashes = set()
         for part in range(self.batches):
             crops = self.parts(FACES, "faces").read(part, ["crop"])["crop"].to_pylist()
-            hashes |= {hashlib.sha256(crop).hexdigest() for crop in crops if crop is not None}
+            passes = self.parts(RENDERED, "rendered").read(part, ["passes"])["passes"].to_pylist()
+            pairs = zip(crops, passes, strict=True)
+            hashes |= {hashlib.sha256(crop).hexdigest() for crop, taken in pairs if crop is not None and taken != 0}
         return hashes
 
 
@@ -682,10 +705,12 @@ class Record:
     merged: int
     brought: tuple[str, ...] = ()
     renderer: tuple[Network, ...] = ()
+    planned: planning.Planned | None = None
 
     def write(self, folder: Folder, name: str) -> None:
         data = {**vars(self), "config": self.config.model_dump(mode="json"), "counts": asdict(self.counts)}
         data["renderer"] = [asdict(network) for network in self.renderer]
+        data["planned"] = self.planned and self.planned.as_dict()
         folder.write(json.dumps(data, indent=1).encode(), *name.split("/"))
 
     @classmethod
@@ -695,6 +720,7 @@ class Record:
         listed = {
             "brought": tuple(data.get("brought", ())),
             "renderer": tuple(Network(**row) for row in data.get("renderer", ())),
+            "planned": planning.Planned.read(data["planned"]) if data.get("planned") else None,
         }
         return cls(**{**data, **listed, "config": config, "counts": Counts(**data["counts"])})
 
@@ -770,7 +796,10 @@ def what_was_looked_at(record: Record, workspace: Workspace, predictors: Predict
             (ORIGINALS, "originals", predictors.judge),
         )
     )
-    return Looked(predictors, record.brought, margin, predicted, judged)
+    done = None
+    if record.config.method.translated:
+        done = Translations.read(workspace.parts(RENDERED, record.runs["rendered"]), record.parts)
+    return Looked(predictors, record.brought, margin, predicted, judged, done)
 
 
 def recorded_predictors(record: Record, workspace: Workspace) -> Predictors:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 5
+VERSION = 6
 ATTRIBUTES = 40
 
 
@@ -194,6 +194,32 @@ RENDERED = Manifest(
             "search_steps", pa.int32(), "deepblur, inpaint: steps the search took (inpaint: its second half); else null"
         ),
         Column("converged", pa.bool_(), "deepblur, inpaint: whether the search ended by itself; else null"),
+        Column(
+            "wanted",
+            pa.map_(pa.string(), pa.bool_()),
+            "translation: what the face shall show of what the translator can change, draws for * among it",
+        ),
+        Column(
+            "realised",
+            pa.map_(pa.string(), pa.bool_()),
+            "translation, identity-preserving: of the attributes to be shown, whether the steering predictor sees them",
+        ),
+        Column(
+            "passes",
+            pa.int32(),
+            "translation, identity-preserving: passes taken; 0 where the face showed it already and is unchanged",
+        ),
+        Column(
+            "obfuscated",
+            pa.list_(pa.string()),
+            "identity-preserving: parts whose attribute was turned into its opposite; else null",
+        ),
+        Column(
+            "activation",
+            pa.list_(pa.float32(), 5),
+            "identity-preserving: how much of a recogniser's evidence lies in hair, eyebrows, eyes, nose and lips, per "
+            "area, in units of the whole face's; NaN for a part that is absent; else null",
+        ),
     ),
 )
 

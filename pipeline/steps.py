@@ -2,8 +2,8 @@
 
 detect      photos → ReadPhotos, Detect, Align, [Attributes], Embed, Encode → faces
 surrogates  members + crops (+ plan) → Surrogate | Average, Encode, Judge, [Attributes] → surrogates   (k-same)
-render      faces + plan (+ surrogates) → [DecodeCrop, Obscure | DeepBlur | Inpaint, Encode, Judge, [Attributes]]
-            → rendered
+render      faces + plan (+ surrogates) → [DecodeCrop, Obscure | DeepBlur | Inpaint | [Regions], Translate, Encode,
+            Judge, [Attributes]] → rendered
 blend       photos + faces + rendered → ReadPhotos, Blend, Encode → rendered_photos      (output: photo)
 look        faces + plan → Attributes → originals                                        (where there is a judge)
 
@@ -15,6 +15,7 @@ generator to whatever alters it, to the encoder of files and to the judges witho
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -205,15 +206,19 @@ class LatentSource:
         return face_id, released
 
     def _wanted(self, class_id: int, released: dict[str, str]) -> dict[str, bool]:
-        """What the faces of a class show: its released values, and draws for those it leaves open."""
-        shown = {}
-        for name, prior in self.priors.items():
-            value = int(truth([released.get(name)])[0])
-            if released.get(name) == ANY:
-                value = int(self.key.generator("open", f"{class_id}/{name}").random() < prior)
-            if value >= 0:
-                shown[name] = bool(value)
-        return shown
+        return shown_by_class(self.key, class_id, released, self.priors)
+
+
+def shown_by_class(key: RunKey, class_id: int, released: dict[str, str], priors: dict[str, float]) -> dict[str, bool]:
+    """What the faces of a class show: its released values, and draws for those it leaves open."""
+    shown = {}
+    for name, prior in priors.items():
+        value = int(truth([released.get(name)])[0])
+        if released.get(name) == ANY:
+            value = int(key.generator("open", f"{class_id}/{name}").random() < prior)
+        if value >= 0:
+            shown[name] = bool(value)
+    return shown
 
 
 def variant_of(key: RunKey, face_id: str, variants: int) -> int:
@@ -245,7 +250,7 @@ class SurrogateSink:
 def _realised(batch: Batch) -> list[dict[str, bool]]:
     """Of each face, the attributes it was edited to show: whether they are seen."""
     if "realised" not in batch:
-        return [{} for _ in batch["class_id"]]
+        return [{} for _ in range(rows(batch))]
     names = predictable()
     return [{names[i]: bool(row[i]) for i in np.flatnonzero(row >= 0)} for row in batch["realised"]]
 
@@ -417,6 +422,25 @@ class CropSource:
 
 
 @dataclass(frozen=True)
+class WantedSource:
+    """Every planned face with its own crop, and what its class shall show of what the translator can change.
+
+    priors : as in ``LatentSource``, of those attributes alone
+    """
+
+    crops: CropSource
+    key: RunKey
+    priors: dict[str, float]
+
+    def __call__(self, part: int) -> Batch:
+        planned = self.crops.plan.read(part, ["class_id", "released"]).to_pylist()
+        wanted = [
+            shown_by_class(self.key, row["class_id"], dict(row["released"] or ()), self.priors) for row in planned
+        ]
+        return {**self.crops(part), "wanted": wanted}
+
+
+@dataclass(frozen=True)
 class RenderedSink:
     rendered: Parts
     size: int
@@ -436,13 +460,29 @@ class RenderedSink:
                 "detected": [bool(d) if o else None for o, d in zip(ok, batch["detected"], strict=True)],
                 "embedding": _where(ok, batch["embedding"]),
                 "attributes": _probabilities(batch),
-                **{name: self._searched(batch, name, ok) for name in ("search_loss", "search_steps", "converged")},
+                **{
+                    name: self._found(batch, name, ok)
+                    for name in ("search_loss", "search_steps", "converged", "passes")
+                },
+                "wanted": [w if o else {} for o, w in zip(ok, batch.get("wanted", [{}] * len(ok)), strict=True)],
+                "realised": [r if o else {} for o, r in zip(ok, _realised(batch), strict=True)],
+                "obfuscated": self._parts(batch, ok),
+                "activation": _where(ok, batch.get("activation", [None] * len(ok))),
             },
         )
 
     @staticmethod
-    def _searched(batch: Batch, name: str, ok: list[bool]) -> list[Any]:
+    def _found(batch: Batch, name: str, ok: list[bool]) -> list[Any]:
         return _where(ok, np.asarray(batch[name]).tolist() if name in batch else [None] * len(ok))
+
+    @staticmethod
+    def _parts(batch: Batch, ok: list[bool]) -> list[list[str] | None]:
+        if "obfuscate" not in batch:
+            return [None] * len(ok)
+        from facecrowd.stages.regions import PARTS
+
+        names = list(PARTS)
+        return _where(ok, [[names[i] for i in np.flatnonzero(row)] for row in batch["obfuscate"]])
 
 
 def obscure_stages(
@@ -490,6 +530,40 @@ def search_stages(
     return together(
         (first, stage, Encode(column="rendered", quality=quality), *judges(config, predictor)), rendering.gpus
     )
+
+
+def translate_stages(
+    rendering: Rendering, config: DetectConfig, quality: int, predictor: str | None = None
+) -> tuple[Stage, ...]:
+    """Attribute translation; for identity-preserving in the parts that are least tied to the person."""
+    from facecrowd.stages.regions import Regions
+    from facecrowd.stages.translate import Translate
+
+    method = rendering.method
+    regions: tuple[Stage, ...] = ()
+    if method.keeps_identity:
+        found = Regions(
+            "adaptive" if method.parts == "adaptive" else int(method.parts),
+            method.part_threshold,
+            at_once=rendering.at_once,
+            device=rendering.device,
+            folder=rendering.folder,
+        )
+        regions = (found,)
+    stage = Translate(
+        os.path.expanduser(str(method.translator)),
+        str(rendering.steering),
+        opposite=method.keeps_identity,
+        passes=method.passes,
+        steps=method.search_steps,
+        size=rendering.size,
+        at_once=rendering.at_once,
+        device=rendering.device,
+        half=rendering.half,
+        folder=rendering.folder,
+    )
+    first, last = DecodeImages("crop_image", "crop"), Encode(column="rendered", quality=quality)
+    return together((first, *regions, stage, last, *judges(config, predictor)), rendering.gpus)
 
 
 # ----------------------------------------------------------------------------------------------------------- blend
@@ -543,8 +617,9 @@ class PhotoSink:
 
 
 def blend_stages(config: DetectConfig, quality: int, method: Method | None = None) -> tuple[Stage, ...]:
-    """A generated face takes the photo's light, its own being the generator's. An inpainted one has it already, and is
-    put back as far as it was hidden from the search: nearer in, the old face would show.
+    """A generated face takes the photo's light, its own being the generator's. A translated one has it already, unless
+    the generator made it, and so has an inpainted one, which is put back as far as it was hidden from the search:
+    nearer in, the old face would show.
     """
     from facecrowd.stages.inpaint import MARGIN
 

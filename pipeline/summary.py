@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from facecrowd.pipeline import translation
+
 Audit = dict[str, Any]
 
 
@@ -33,6 +35,7 @@ def verdict_lines(audit: Audit) -> list[str]:
     for attack in audit["reidentification"]:
         lines.append(attack_line(attack))
     lines += attribute_lines(audit)
+    lines += translation.lines(audit.get("translation"))
     lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"]]
     return [*lines, conclusion(audit)]
 
@@ -45,6 +48,16 @@ def conclusion(audit: Audit) -> str:
         k, effective = audit["policy"]["k"], audit["classes"]["effective_k"]
         bound = f"verdict: as the policy asks; the bound of 1/{k} per subject is formal, under a uniform prior"
         return bound + (f"; 1/{effective:.3g} for who knows photo counts" if effective < k else "")
+    if audit.get("recognisers"):
+        return (
+            "verdict: what the policy asks holds; recognisers are MEANT to match these faces, so this is no "
+            "de-identification"
+        )
+    if audit["method"] == "translation":
+        return (
+            "verdict: what the policy asks holds of the released attributes; identity is not guaranteed: the figures "
+            "above are measured"
+        )
     return "verdict: what the policy asks holds, and nothing is guaranteed: the figures above are measured"
 
 
@@ -59,6 +72,7 @@ def _label_lines(audit: Audit) -> list[str]:
 
 def attack_line(attack: dict[str, Any]) -> str:
     head = f"rank-1 by {attack['recogniser']}, gallery: {attack['gallery']}"
+    head += " (intended: recognisers are meant to match)" if attack.get("intended") else ""
     if "not_measured" in attack:
         return f"{head}: not measured ({attack['not_measured']})"
     return (
@@ -120,9 +134,10 @@ def leak_lines(leaks: list[dict[str, str]]) -> str:
 
 def description(audit: Audit) -> str:
     counts = audit["counts"]
+    how = "altered, not anonymised, by" if audit.get("recognisers") else "anonymised by"
     return (
         f"{counts['released_images']} images of {counts['subjects_released']} people, "
-        f"anonymised by {audit['method']}. {audit['guarantee']['text']}"
+        f"{how} {audit['method']}. {audit['guarantee']['text']}"
     )
 
 
@@ -135,6 +150,7 @@ def readme(audit: Audit, form: str) -> str:
         "webdataset": "`images/shard-*.tar` (WebDataset: `<name>.jpg` and `<name>.json`)",
     }[form]
     what = "aligned faces" if audit["output"] == "crop" else "whole photos with their faces replaced or covered"
+    kept = audit.get("recognisers")
     table = ["| requirement | asked | found | met | kind | |", "| --- | --- | --- | --- | --- | --- |"]
     table += [
         f"| {r['name']} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else '**no**'} "
@@ -143,7 +159,7 @@ def readme(audit: Audit, form: str) -> str:
     ]
     return "\n".join(
         [
-            f"# Anonymised faces ({audit['method']})",
+            f"# {'Altered faces of recognisable people' if kept else 'Anonymised faces'} ({audit['method']})",
             "",
             *([] if audit["met"] else ["**This release does NOT meet its own policy; see the table.**", ""]),
             f"{counts['released_images']} images ({what}) of {counts['subjects_released']} people in "
@@ -160,6 +176,7 @@ def readme(audit: Audit, form: str) -> str:
             *[f"- {line}" for line in _label_lines(audit)],
             *[f"- {attack_line(a)}" for a in audit["reidentification"]],
             *[f"- {line}" for line in attribute_lines(audit)],
+            *[f"- {line}" for line in translation.lines(audit.get("translation"))],
             "",
             "## What is here",
             "",

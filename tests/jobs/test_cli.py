@@ -96,6 +96,7 @@ def value_of(dotted: str, kind: Any) -> tuple[str, Any]:
         "method.select": ("Male", "Male"),
         "method.keep": ("pose, lighting", ["pose", "lighting"]),
         "method.latent_sigma": ("2.5", 2.5),
+        "method.planner": ("mondrian", "mondrian"),
     }
     if dotted in special:
         return special[dotted]
@@ -125,13 +126,20 @@ def test_yaml_and_flag_come_to_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dotted: str, flag: str, kind: Any
 ) -> None:
     typed, value = value_of(dotted, kind)
-    base = {"input.attributes": "a.csv", "policy.sensitive": ["Attractive"], "input.subject_column": "who"}
+    base: dict[str, Any] = {
+        "input.attributes": "a.csv",
+        "policy.sensitive": ["Attractive"],
+        "input.subject_column": "who",
+    }
     if dotted == "method.surrogates_per_subject":
         base["output"] = "crop"
     arguments = ["--attributes", "a.csv", "--sensitive", "Attractive", "--subject-column", "who"]
     if dotted == "method.select":
         base["method.name"] = "k-same-select"
         arguments += ["--method", "k-same-select"]
+    if dotted in ("policy.epsilon", "method.translator"):
+        base |= {"method.name": "translation", "policy.quasi_identifiers": ["Male"]}
+        arguments += ["--method", "translation", "--quasi-identifiers", "Male"]
     alone = list(arguments)
     data: dict[str, Any] = {}
     for key, given in {**base, dotted: value}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def values(node: Any) -> list[Any]:
 def test_the_public_config_holds_everything_but_paths_addresses_and_catalogs() -> None:
     public = load(None, PRIVATE).public()
     assert not {str(v) for v in values(public)} & {str(v) for v in PRIVATE.values()}
-    assert "ann" not in str(public)
+    assert not re.search(r"\bann", str(public))
     assert public["policy"]["k"] == 5
     assert public["method"]["name"] == "k-same"
     assert public["detect"]["crop_size"] == 256
@@ -47,14 +48,14 @@ def test_the_public_config_holds_everything_but_paths_addresses_and_catalogs() -
 
 @pytest.mark.parametrize("key", ["detect.detector", "detect.recogniser"])
 def test_the_public_config_does_not_say_where_a_model_file_lay(key: str) -> None:
-    assert "ann" not in str(load(None, {key: "/home/ann/own.onnx"}).public())
+    assert not re.search(r"\bann", str(load(None, {key: "/home/ann/own.onnx"}).public()))
     assert "scrfd-500m" in str(load().public())
 
 
 @pytest.mark.parametrize("key", ["attributes.predictor", "attributes.judge"])
 @pytest.mark.parametrize("file", ["/home/ann/own.safetensors", "anns.safetensors"])
 def test_the_public_config_names_no_predictors_file(key: str, file: str) -> None:
-    assert "ann" not in str(load(None, {key: file}).public())
+    assert not re.search(r"\bann", str(load(None, {key: file}).public()))
 
 
 @pytest.mark.parametrize("role", ["quasi_identifiers", "sensitive"])

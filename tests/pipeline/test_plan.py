@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -15,6 +16,8 @@ from facecrowd.pipeline.config import ReleaseConfig, load
 from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.plan import Plan, subject_means
 from facecrowd.pipeline.schema import FACES, PHOTOS, PLAN
+from facecrowd.privacy.errors import UnreachableError
+from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK
 
 PART = 4
@@ -231,3 +234,109 @@ def test_what_the_input_brings_is_not_predicted_over() -> None:
     wrong = {"Hat": np.full(len(faces), "predicted", dtype=object)}
     plan = planning.make(config(**{"policy.quasi_identifiers": ["Hat"]}), "folder", photos, faces, wrong)
     assert set(plan.originals["Hat"]) == {"0", "1"}
+
+
+# ------------------------------------------------------------------------------------------------------- translation
+
+KEY = RunKey(bytes(range(32)))
+TRANSLATED = {"method.name": "translation", "policy.k": 2}
+EIGHT = {**SEVEN, "hal": 1}
+
+
+def crowds(plan: Plan) -> dict[tuple[str, ...], set[str]]:
+    """Who shows each released vector."""
+    shown: dict[tuple[str, ...], set[str]] = {}
+    for row in plan.kept:
+        shown.setdefault(tuple(plan.released[n][row] for n in plan.released), set()).add(plan.subject_id[row])
+    return shown
+
+
+def test_a_translation_releases_one_planned_vector_per_subject_and_its_classes_are_what_they_show() -> None:
+    plan = planned(EIGHT, **TRANSLATED)
+    assert all(len(people) >= 2 for people in crowds(plan).values())
+    assert plan.classes == len(crowds(plan))
+    assert sum(len(people) for people in crowds(plan).values()) == 8
+    for vector, people in crowds(plan).items():
+        rows = np.flatnonzero(np.isin(plan.subject_id.astype(str), list(people)))
+        assert len(set(plan.class_id[rows])) == 1
+        assert all(plan.released["Hat"][row] == vector[0] for row in rows)
+    assert plan.planned is not None
+    assert (plan.planned.planner, plan.planned.epsilon) == ("ppas-verified", None)
+
+
+def test_whom_no_class_takes_in_is_suppressed_with_a_reason_and_no_more_people_than_may_be() -> None:
+    people = {f"p{i:02d}": 1 + 9 * (i == 0) for i in range(21)}
+    photos, faces = tables(people)
+    # One person differs from all others and is on a third of the photos.
+    column = pa.array(
+        [[("Hat", str(int(who == "p00")))] for who in photos["subject"].to_pylist()],
+        photos.schema.field("attributes").type,
+    )
+    photos = photos.set_column(photos.schema.get_field_index("attributes"), "attributes", column)
+    asked = {**TRANSLATED, "policy.quasi_identifiers": ["Hat"], "method.planner": "suppress"}
+
+    def made(most: float) -> Plan:
+        return planning.make(config(**asked, **{"policy.max_suppression": most}), "folder", photos, faces, key=KEY)
+
+    kept = made(0.5)
+    left = np.flatnonzero(kept.status == "suppressed")
+    assert set(kept.subject_id[left]) == {"p00"}
+    assert set(kept.subjects.reason[left]) == {planning.LEFT_OUT}
+    assert set(kept.class_id[left]) == {-1}
+    assert set(kept.released["Hat"][left]) == {None}
+    assert set(kept.released["Hat"][kept.kept]) == {"0"}
+    assert set(made(0.04).released["Hat"]) == {"*"}
+
+
+def test_many_people_with_few_photos_are_not_left_out_for_few_with_many() -> None:
+    """Planners count rows; the share is of people."""
+    people = {f"p{i:02d}": 1 if i < 3 else 9 for i in range(10)}
+    photos, faces = tables(people)
+    # Three people, a photo each, each with a vector of their own; all others are alike.
+    hat, smile = {"p00": "1", "p02": "1"}, {"p01": "1", "p02": "1"}
+    values = [[("Hat", hat.get(who, "0")), ("Smile", smile.get(who, "0"))] for who in photos["subject"].to_pylist()]
+    column = pa.array(values, photos.schema.field("attributes").type)
+    photos = photos.set_column(photos.schema.get_field_index("attributes"), "attributes", column)
+    asked = config(**{**TRANSLATED, "policy.k": 3, "method.planner": "suppress", "policy.max_suppression": 0.2})
+    plan = planning.make(asked, "folder", photos, faces, key=KEY)
+    assert len(set(plan.subject_id[plan.status == "suppressed"])) <= 2
+
+
+def test_an_unknown_value_is_drawn_for_its_subject_by_the_run_key_before_a_translation_is_planned() -> None:
+    values: dict[str, list[str | None]] = {f"p{i:02d}": [str(i % 2)] for i in range(10)} | {"who": [None, None]}
+    photos, faces = tables({person: len(v) for person, v in values.items()})
+    asked = config(**TRANSLATED, **{"policy.quasi_identifiers": ["Young"]})
+
+    def drawn(key: RunKey) -> str:
+        plan = planning.make(asked, "folder", photos, faces, guessed(values), key)
+        assert plan.planned is not None
+        assert plan.planned.drawn == {"Young": 1}
+        assert plan.originals["Young"][-1] is None
+        (shown,) = set(plan.released["Young"][plan.subject_id == "who"])
+        return str(shown)
+
+    assert {drawn(RunKey(bytes([i]) * 32)) for i in range(12)} == {"0", "1"}
+    assert drawn(KEY) == drawn(KEY)
+
+
+def test_epsilon_randomises_by_the_run_key_and_the_plan_keeps_what_was_spent() -> None:
+    asked = {**TRANSLATED, "policy.epsilon": 0.5}
+
+    def made(key: RunKey) -> Plan:
+        return planning.make(config(**asked), "folder", *tables({f"p{i:02d}": 1 for i in range(40)}), key=key)
+
+    one, other = made(KEY), made(RunKey(bytes(32)))
+    assert one.planned is not None
+    assert one.planned.epsilon is not None
+    assert 0 < one.planned.epsilon <= 0.5
+    assert one.released["Hat"].tolist() == made(KEY).released["Hat"].tolist()
+    assert one.released["Hat"].tolist() != other.released["Hat"].tolist()
+    assert (one.released["Hat"] != one.originals["Hat"]).any()
+    read = planning.Planned.read(json.loads(json.dumps(one.planned.as_dict())))
+    assert read == one.planned
+
+
+def test_a_policy_that_no_plan_reaches_is_one_sentence_before_anything_is_rendered() -> None:
+    asked = {"policy.sensitive": ["Smile"], "policy.l": {"kind": "distinct", "value": 3}}
+    with pytest.raises(UnreachableError, match="l"):
+        planned(EIGHT, **TRANSLATED, **asked, **{"policy.quasi_identifiers": ["Hat"]})
