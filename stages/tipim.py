@@ -241,7 +241,7 @@ def jpeg(x: Tensor, quality: int, subsampling: Subsampling = "420") -> Tensor:
 
 
 def _blocks(planes: Tensor, table: Tensor) -> Tensor:
-    """Planes (N, C, H, W) about 0, the cosine coefficients of their 8 x 8 blocks rounded to multiples of the table's."""
+    """Planes (N, C, H, W) about 0, the cosine coefficients of their 8 x 8 blocks rounded to the table's multiples."""
     n, c, height, width = planes.shape
     at = torch.arange(8, dtype=torch.float64)
     cosines = torch.cos((2 * at + 1) * at[:, None] * math.pi / 16) / 2
