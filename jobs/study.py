@@ -14,6 +14,7 @@ parts         an original and what was released for it: which parts of the face 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import norm
 
@@ -32,7 +34,7 @@ from facecrowd.pipeline import publish
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.photos import SUFFIXES
 from facecrowd.pipeline.release import Record
-from facecrowd.pipeline.schema import FACES, LINK, PLAN
+from facecrowd.pipeline.schema import FACES, LINK, PLAN, RENDERED
 from facecrowd.pipeline.storage import Folder, Workspace
 from facecrowd.privacy.attributes import ANY
 from facecrowd.stages import align
@@ -63,7 +65,9 @@ PARTS = {
     "nose": "Big_Nose",
     "lips": "Big_Lips",
 }
-"""The parts of the face, and the attribute by which a plan changes each."""
+"""The parts of the face, as the paper asked for them, and the attribute by which a plan changes each."""
+_MANIFEST = {"hairline": "hair"}
+"""Parts that the manifests call otherwise."""
 MOST_PARTS = 4
 
 PAPER_PARTS = {"hairline": 0.12, "eyebrows": 0.34, "eyes": 0.67, "nose": 0.38, "lips": 0.59}
@@ -188,13 +192,20 @@ class Released:
         columns = ["face_id", "subject_id", "class_id", "originals", "released"]
         planned = space.parts(PLAN, record.runs["plan"]).read_all(record.parts, columns).to_pylist()
         plan = {row["face_id"]: row for row in planned}
+        rendered = space.parts(RENDERED, record.runs["rendered"])
+        obfuscated = {}
+        # A workspace made before there was obfuscation has no such column.
+        with contextlib.suppress(pa.ArrowInvalid):
+            found = rendered.read_all(record.parts, ["face_id", "obfuscated"]).to_pylist()
+            obfuscated = {row["face_id"]: row["obfuscated"] for row in found}
         self.faces = []
         for row, whole in zip(self._links, self._whole(), strict=True):
             of = plan[row["face_id"]]
             # In a photo of several people the picture's hash is not the face's.
             shown = row["sha256"] if self._crop else f"{row['name']} {row['face_id']}"
             stands = f"class {of['class_id']}" if record.config.method.of_class else shown
-            changed = _changed(dict(of["originals"] or ()), dict(of["released"] or ()))
+            vectors = (dict(of["originals"] or ()), dict(of["released"] or ()))
+            changed = _changed(*vectors, obfuscated.get(row["face_id"]))
             self.faces.append(Face(of["subject_id"], row["photo"], shown, stands, changed, whole))
         self._bytes: dict[Picture, bytes] = {}
         self._landmarks: dict[int, list[float]] = {}
@@ -232,7 +243,12 @@ class Released:
         return align.warp(data, align.similarity(points, align.template(self._side))[0], self._side)
 
 
-def _changed(originals: dict[str, str], released: dict[str, str]) -> dict[str, bool]:
+def _changed(
+    originals: dict[str, str], released: dict[str, str], obfuscated: Sequence[str] | None = None
+) -> dict[str, bool]:
+    """Part → whether it was obfuscated; else, whether the plan releases another value of its attribute."""
+    if obfuscated is not None:
+        return {part: _MANIFEST.get(part, part) in obfuscated for part in PARTS}
     known = {part: (originals.get(name), released.get(name)) for part, name in PARTS.items()}
     return {
         part: before != after

@@ -17,6 +17,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scipy.stats import binomtest, norm
@@ -28,6 +30,7 @@ from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.release import Outcome
 from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import metadata
+from facecrowd.stages.regions import PARTS
 from facecrowd.stages.runkey import RunKey
 
 SEED = RunKey(bytes(range(32)))
@@ -321,6 +324,28 @@ def test_a_plan_tells_which_parts_it_changes() -> None:
     before = {"Big_Nose": "1", "Big_Lips": "0", "Narrow_Eyes": "1", "Male": "1"}
     after = {"Big_Nose": "0", "Big_Lips": "0", "Narrow_Eyes": "*", "Bushy_Eyebrows": "1", "Male": "0"}
     assert study._changed(before, after) == {"nose": True, "lips": False}
+
+
+def test_the_manifest_tells_which_parts_were_obfuscated(released: Outcome, tmp_path: Path) -> None:
+    workspace = Path(shutil.copytree(released.workspace.root, tmp_path / "workspace"))
+    before = study.Released(released.release.root, str(workspace)).faces
+    assert {len(face.changed) for face in before} == {0}
+    for file in workspace.glob("tables/rendered/*/*.parquet"):
+        table = pq.read_table(file)
+        column = table.column_names.index("obfuscated")
+        values = pa.array([["hair", "nose"]] * len(table), table.schema.field(column).type)
+        pq.write_table(table.set_column(column, table.schema.field(column), values), file)
+    after = study.Released(released.release.root, str(workspace)).faces
+    wanted = {"hairline": True, "eyebrows": False, "eyes": False, "nose": True, "lips": False}
+    assert [face.changed for face in after] == [wanted] * len(after)
+    assert {study._MANIFEST.get(part, part) for part in study.PARTS} == set(PARTS)
+
+
+def test_a_workspace_of_before_there_was_obfuscation_can_be_asked_about(released: Outcome, tmp_path: Path) -> None:
+    workspace = Path(shutil.copytree(released.workspace.root, tmp_path / "workspace"))
+    for file in workspace.glob("tables/rendered/*/*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["obfuscated"]), file)
+    assert study.Released(released.release.root, str(workspace)).faces
 
 
 def test_a_release_without_its_workspace_or_with_other_originals_is_refused(
