@@ -1,8 +1,8 @@
-"""What a release does to a picture after it was perturbed, with a gradient, so that a perturbation learns to survive it.
+"""What a release does to a picture after it was perturbed, with a gradient: so a perturbation learns to survive it.
 
-JPEG and rounding are not differentiable; they happen as they are, and the gradient passes straight through them (Bengio,
-Léonard and Courville, arXiv:1308.3432). Resizing and shifting stand for what others do to the file: a random size and
-back, a random shift (as in input diversity, Xie et al., CVPR 2019).
+JPEG and rounding are not differentiable; they happen as they are, and the gradient passes straight through them
+(Bengio, Léonard and Courville, arXiv:1308.3432). Resizing and shifting stand for what others do to the file: a random
+size and back, a random shift (as in input diversity, Xie et al., CVPR 2019).
 """
 
 from __future__ import annotations

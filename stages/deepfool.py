@@ -42,12 +42,12 @@ class Fooled:
 
 
 def decide(scores: Tensor, kind: Kind) -> Tensor:
-    """What scores (N, C) decide: (N, 1) int64, the class of the highest, or (N, C) int64, 1 where a label is positive."""
+    """What scores (N, C) decide: (N, 1) int64, the highest's class, or (N, C) int64, 1 where a label is positive."""
     return scores.argmax(dim=1, keepdim=True) if kind == "classes" else (scores > 0).long()
 
 
 def margins(scores: Tensor, decided: Tensor, kind: Kind) -> Tensor:
-    """By how much scores (N, C) still hold a decision, per rival: (N, C); positive where they do, infinite at y itself."""
+    """By how much scores (N, C) hold a decision, per rival: (N, C); positive where they do, infinite at y itself."""
     if kind == "labels":
         return torch.where(decided > 0, scores, -scores)
     return (scores.gather(1, decided) - scores).scatter(1, decided, torch.inf)
