@@ -303,19 +303,20 @@ def test_many_people_with_few_photos_are_not_left_out_for_few_with_many() -> Non
 
 
 def test_an_unknown_value_is_drawn_for_its_subject_by_the_run_key_before_a_translation_is_planned() -> None:
-    values: dict[str, list[str | None]] = {f"p{i:02d}": [str(i % 2)] for i in range(10)} | {"who": [None, None]}
+    values: dict[str, list[str | None]] = {f"p{i:02d}": [str(i % 2)] for i in range(10)}
+    values |= {"who": [None, None], "whom": [None]}
     photos, faces = tables({person: len(v) for person, v in values.items()})
     asked = config(**TRANSLATED, **{"policy.quasi_identifiers": ["Young"]})
 
-    def drawn(key: RunKey) -> str:
+    def drawn(key: RunKey) -> tuple[str, str]:
         plan = planning.make(asked, "folder", photos, faces, guessed(values), key)
         assert plan.planned is not None
-        assert plan.planned.drawn == {"Young": 1}
-        assert plan.originals["Young"][-1] is None
-        (shown,) = set(plan.released["Young"][plan.subject_id == "who"])
-        return str(shown)
+        assert plan.planned.drawn == {"Young": 2}
+        assert plan.originals["Young"][-3:].tolist() == [None] * 3
+        (one,), (other,) = (set(plan.released["Young"][plan.subject_id == person]) for person in ("who", "whom"))
+        return str(one), str(other)
 
-    assert {drawn(RunKey(bytes([i]) * 32)) for i in range(12)} == {"0", "1"}
+    assert len({drawn(RunKey(bytes([i]) * 32)) for i in range(24)}) == 4
     assert drawn(KEY) == drawn(KEY)
 
 
