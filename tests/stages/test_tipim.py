@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -39,6 +40,7 @@ from facecrowd.stages.tipim import (
     generated_targets,
     jpeg,
     mmd,
+    project,
     quantise,
     target_gradients,
 )
@@ -163,6 +165,20 @@ def test_a_point_well_inside_the_ball_is_only_rounded() -> None:
     exact = (real + torch.rand(real.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 255)
     for norm in NORMS:
         assert (quantise(exact, real, 12.0, norm) - exact.double()).abs().amax() <= 0.5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_each_face_is_projected_by_itself_and_one_inside_the_ball_stays(norm: str) -> None:
+    real = planes(crops(3)).float()
+    noise = (
+        torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
+        * torch.tensor([0.5, 8, 40])[:, None, None, None]
+    )
+    whole = project(real + noise, real, 6.0, norm)  # type: ignore[arg-type]
+    alone = [project(real[i] + noise[i], real[i], 6.0, norm) for i in range(3)]  # type: ignore[arg-type]
+    torch.testing.assert_close(whole, torch.stack(alone))
+    torch.testing.assert_close(whole[0], (real[0] + noise[0]).clamp(0, 255))
+    assert (whole[1:] != (real + noise)[1:]).any()
 
 
 # --- gradients and the choice of a target -----------------------------------------------------------------------------
@@ -341,6 +357,15 @@ def test_a_larger_gamma_gives_a_smaller_mmd_and_a_picture_nearer_to_its_original
     assert quality[0] < quality[1] < quality[2]
 
 
+@pytest.mark.parametrize("naturalness", ["batch", "augment"])
+def test_naturalness_has_no_say_in_the_first_step_where_the_masks_are_still_nothing(naturalness: str) -> None:
+    one, other = (
+        run(Mask(gamma=gamma, naturalness=naturalness, augmentations=3, steps=1), 3)[2].pixels  # type: ignore[arg-type]
+        for gamma in (0.0, 5.0)
+    )
+    assert torch.equal(one, other)
+
+
 # --- what a release does ----------------------------------------------------------------------------------------------
 
 
@@ -438,6 +463,20 @@ def test_a_mask_depends_on_the_face_and_the_key_and_not_on_the_company(choice: s
         plain = Mask(steps=4, choice=choice)  # type: ignore[arg-type]
         keyed, other_key = (stage(plain, key)(batch(pictures))["rendered"] for key in (KEY, RunKey(bytes(32))))
         assert not all(map(np.array_equal, keyed, other_key))
+
+
+def test_as_many_faces_as_ever_go_through_the_surrogate_together() -> None:
+    class Counting(Tiny):
+        seen: ClassVar[set[int]] = set()
+
+        def embed(self, faces: Tensor) -> Tensor:
+            self.seen.add(len(faces))
+            return super().embed(faces)
+
+    made = stage(Mask(steps=1), at_once=3)
+    made.surrogates = [Counting()]
+    made(batch(list(crops(4, size=128))))
+    assert Counting.seen == {3}
 
 
 def test_faces_of_one_mmd_go_together_and_their_micro_batch_repeats() -> None:
