@@ -102,7 +102,7 @@ def fit_cam(maps: Tensor, subjects: Sequence[str], penalty: float = 1e-2, steps:
 
     Without a bias, as equation 1 has none. Raises ``ValueError`` unless there are two subjects, and one per face.
     """
-    people = tuple(dict.fromkeys(reversed(subjects)))
+    people = tuple(sorted(set(subjects)))
     if len(people) < 2 or len(subjects) != len(maps):
         raise ValueError(f"{len(maps)} faces of {len(subjects)} names, {len(people)} of them different, fit no head")
     features = maps.mean((2, 3)).detach().float()
