@@ -314,7 +314,11 @@ def _rendering(config: ReleaseConfig, plan: Plan) -> dict[str, Any] | None:
     if method.keeps_identity:
         return {"passes": method.passes, "parts": method.parts, "part_threshold": method.part_threshold}
     if method.translated:
-        return {"passes": method.passes, "planned": plan.planned and plan.planned.as_dict()}
+        # What PPAS chose is for the workspace alone: whoever knows it swaps back.
+        told = (
+            {name: value for name, value in plan.planned.as_dict().items() if name != "choices"} if plan.planned else {}
+        )
+        return {"passes": method.passes, "planned": told}
     if not method.of_class:
         return None
     return {

@@ -70,7 +70,8 @@ def made(
                 cells, limits, digest=digest, planner=planner("mondrian", reference), reference=reference
             )
         )
-        return Made(found.cells, found.plan, found.epsilon, tuple(asdict(choice) for choice in found.choices))
+        choices = tuple({**asdict(choice), "flipped": bool(choice.flipped)} for choice in found.choices)
+        return Made(found.cells, found.plan, found.epsilon, choices)
     epsilon = None
     if limits.epsilon is not None and digest is not None:
         # What is planned on randomised vectors is post-processing: it spends nothing more.

@@ -392,6 +392,8 @@ class _Run:
             f"plan: {plan.subjects.count} subjects, {plan.classes} classes, {len(plan.kept)} faces to release, "
             f"{len(plan.status) - len(plan.kept)} rows left out"
         )
+        if plan.planned and (swapped := [choice["attribute"] for choice in plan.planned.choices if choice["flipped"]]):
+            self.progress.say(f"plan: swapped in everybody (keep it to yourself): {', '.join(swapped)}")
         return plan
 
     @staticmethod

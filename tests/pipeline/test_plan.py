@@ -321,7 +321,8 @@ def test_an_unknown_value_is_drawn_for_its_subject_by_the_run_key_before_a_trans
 
 
 def test_epsilon_randomises_by_the_run_key_and_the_plan_keeps_what_was_spent() -> None:
-    asked = {**TRANSLATED, "policy.epsilon": 0.5}
+    near = {"policy.sensitive": ["Smile"], "policy.t": {"value": 0.9}, "policy.quasi_identifiers": ["Hat"]}
+    asked = {**TRANSLATED, **near, "policy.epsilon": 0.5}
 
     def made(key: RunKey) -> Plan:
         return planning.make(config(**asked), "folder", *tables({f"p{i:02d}": 1 for i in range(40)}), key=key)
@@ -333,6 +334,7 @@ def test_epsilon_randomises_by_the_run_key_and_the_plan_keeps_what_was_spent() -
     assert one.released["Hat"].tolist() == made(KEY).released["Hat"].tolist()
     assert one.released["Hat"].tolist() != other.released["Hat"].tolist()
     assert (one.released["Hat"] != one.originals["Hat"]).any()
+    assert [choice["attribute"] for choice in one.planned.choices] == ["Hat"]
     read = planning.Planned.read(json.loads(json.dumps(one.planned.as_dict())))
     assert read == one.planned
 

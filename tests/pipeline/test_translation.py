@@ -60,7 +60,8 @@ def write(file: Path, attributes: tuple[str, ...] = TRANSLATES, **about: Any) ->
     with torch.random.fork_rng():
         torch.manual_seed(1)
         made = Generator(Shape(attributes, width=8, side=64, blocks=1), {**ABOUT, **about})
-        torch.nn.init.normal_(made.layers[-1].weight, std=0.02)
+        (last,) = (p for p in made.parameters() if p.ndim == 4 and not p.any())  # which begins as no change at all
+        torch.nn.init.normal_(last, std=0.02)
     tensors = {name: value.half().contiguous() for name, value in made.state_dict().items()}
     save_file(tensors, str(file), metadata=made.metadata())
     return str(file)
@@ -253,6 +254,26 @@ def test_epsilon_is_a_requirement_and_said_never_to_cover_pixels(
     assert audit["rendering"]["planned"]["epsilon"] == spent["found"]
     # Without a judge the predictor that steers speaks alone.
     assert all("judged" not in row for row in audit["translation"]["attributes"])
+
+
+def test_what_ppas_swapped_stays_in_the_workspace_and_what_it_missed_is_not_met(
+    tmp_path: Path, settings: Settings, make_release: Make, translator: str
+) -> None:
+    more = {
+        "method.planner": "ppas",
+        "policy.k": 6,
+        "policy.t": {"value": 0.01},
+        "method.passes": 1,
+        "policy.quasi_identifiers": ["Male", "Young"],
+    }
+    outcome = make_release(settings(tmp_path / "release", **asked(translator, **more)))
+    assert not outcome.met
+    (folder,) = (Path(outcome.workspace.root) / "releases").iterdir()
+    choices = json.loads(folder.read_text())["planned"]["choices"]
+    assert [choice["attribute"] for choice in choices] == ["Male", "Young"]
+    assert any(choice["flipped"] for choice in choices)
+    told = [outcome.release.read(name) for name in ("audit.json", "README.md", "release.yaml", "metadata.json")]
+    assert all(b"flipped" not in text and b"choices" not in text for text in told)
 
 
 def test_in_photo_output_a_translated_face_keeps_its_own_light(
