@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -19,15 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facecrowd.jobs import training
-from facecrowd.stages import align, edits, models
+from facecrowd.stages import edits, models
 from facecrowd.stages.attributes import ATTRIBUTES, STEER, Predictor
 from facecrowd.stages.networks.bisenet import CLASSES, BiSeNet
 from facecrowd.stages.networks.mobilestylegan import ROWS, SHIPPED_HEADS, STYLE, MobileStyleGAN
-from facecrowd.stages.obscure import FACE_AXES, FACE_CENTRE
+from facecrowd.stages.places import REGIONS, region
 
 SEED = 20261123
 SIZE = 128
 """Pixels at which pictures are made and put together."""
+
+KEPT = 96
+"""At least so many are kept, so that trainings at smaller sizes share a file."""
 
 VARIANTS = 4
 BEYOND = (1.0, 2.5)
@@ -35,62 +38,6 @@ BEYOND = (1.0, 2.5)
 
 LIMIT = 3.0
 """Largest edit, in the direction's typical scale: beyond it faces fall apart."""
-
-HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
-"""Colours, of which a face has one."""
-
-REGIONS = {
-    "Bushy_Eyebrows": "brows",
-    "Arched_Eyebrows": "brows",
-    "Narrow_Eyes": "eyes",
-    "Big_Nose": "nose",
-    "Pointy_Nose": "nose",
-    "Big_Lips": "lips",
-    "Wearing_Lipstick": "lips",
-    "Mouth_Slightly_Open": "lips",
-    "Receding_Hairline": "forehead",
-    "Bangs": "forehead",
-    **dict.fromkeys(HAIR, "hair"),
-}
-"""Where an attribute lies; all others in the face as a whole."""
-
-ELLIPSES = {
-    "brows": (("left eye", (0.0, -0.36), (0.48, 0.22)), ("right eye", (0.0, -0.36), (0.48, 0.22))),
-    "eyes": (("left eye", (0.0, 0.0), (0.44, 0.26)), ("right eye", (0.0, 0.0), (0.44, 0.26))),
-    "nose": (("nose", (0.0, -0.2), (0.42, 0.6)),),
-    "lips": (("mouth", (0.0, 0.0), (0.6, 0.36)),),
-    "forehead": (("eyes", (0.0, -1.05), (1.0, 0.6)),),
-}
-"""By region: anchor on the template, centre from it and half axes, in distances between the eyes."""
-
-FADE = 0.5
-"""Over this share of an ellipse's radius, beyond it, the edit fades out."""
-
-
-@lru_cache(maxsize=16)
-def region(name: str, size: int = SIZE) -> np.ndarray:
-    """The weight of an edit by pixel, (size, size) float32 in [0, 1], in FFHQ's alignment.
-
-    name : "face", or of ``ELLIPSES``
-    """
-    points = align.template(size)
-    apart = float(np.linalg.norm(points[1] - points[0]))
-    anchors = {
-        "left eye": points[0],
-        "right eye": points[1],
-        "nose": points[2],
-        "mouth": points[3:].mean(axis=0),
-        "eyes": points[:2].mean(axis=0),
-    }
-    rows, columns = np.mgrid[:size, :size].astype(np.float32)
-    shapes = [(np.array(FACE_CENTRE) * size, np.array(FACE_AXES) * size)]
-    if name != "face":
-        shapes = [(anchors[a] + np.array(c) * apart, np.array(h) * apart) for a, c, h in ELLIPSES[name]]
-    weight = np.zeros((size, size), np.float32)
-    for (x, y), (a, b) in shapes:
-        inside = np.clip((1 + FADE - np.hypot((columns - x) / a, (rows - y) / b)) / FADE, 0, 1)
-        weight = np.maximum(weight, inside * inside * (3 - 2 * inside))
-    return weight
 
 
 def matched(base: np.ndarray, edited: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -135,25 +82,34 @@ def groups(
     An edit that the predictor does not see is made stronger, once; then it stays, and its values tell.
     """
     kept = work / "groups.pt"
-    told = json.dumps([count, list(attributes), side, SEED, VARIANTS, BEYOND])
+    larger = max(side, KEPT)
+    told = json.dumps([count, list(attributes), larger, SEED, VARIANTS, BEYOND])
     if kept.exists():
         stored = torch.load(kept, weights_only=True)
         if stored["told"] == told:
-            return stored["photos"], stored["values"]
+            return shrunk(stored["photos"], side), stored["values"]
     maker = Maker(attributes)
     draw = torch.Generator().manual_seed(SEED)
     pixels, values = [], []
     for number in range(count):
         pictures, seen = maker.group(draw)
         x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        pixels.append(F.interpolate(x.float(), (side, side), mode="area").round().to(torch.uint8))
+        pixels.append(shrunk(x, larger))
         values.append(torch.from_numpy(seen))
         if number % 100 == 0:
             say(f"generated groups: {number} of {count}")
     found = torch.stack(pixels), torch.stack(values)
     work.mkdir(parents=True, exist_ok=True)
     training.write({"told": told, "photos": found[0], "values": found[1]}, kept)
-    return found
+    return shrunk(found[0], side), found[1]
+
+
+def shrunk(x: Tensor, side: int) -> Tensor:
+    """(..., 3, S, S) uint8 at ``side`` pixels."""
+    if x.shape[-1] == side:
+        return x
+    flat = F.interpolate(x.flatten(0, -4).float() if x.ndim > 4 else x.float(), (side, side), mode="area")
+    return flat.round().to(torch.uint8).reshape(*x.shape[:-2], side, side)
 
 
 class Maker:
@@ -202,7 +158,7 @@ class Maker:
         made = (
             recoloured(base, edited, hair(), self.hair(edited))
             if where == "hair"
-            else composed(base, matched(base, edited, region(where)), region(where))
+            else composed(base, matched(base, edited, region(where, SIZE)), region(where, SIZE))
         )
         return made, self.logits(made)
 

@@ -6,7 +6,7 @@ generated faces (``edited_groups``): the same face with other attributes, to be 
 and teaches in minutes what the adversarial one needs days for.
 
     L_D = L_adv + gp GP + cls L_cls(real)
-    L_G = -L_adv + cls L_cls(fake) + rec L_rec + pair |G(x, c) - y| + id(step) L_id
+    L_G = -L_adv + cls L_cls(fake) + rec L_rec + pair |G(x, c) - y|^2 / |x - y|^2 + id(step) L_id
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from facecrowd.stages import chip, models
 from facecrowd.stages.attributes import ATTRIBUTES, STEER, Predictor, pictures
 from facecrowd.stages.networks import stargan
 from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
+from facecrowd.stages.places import HAIR_COLOURS
 
 SEED = 20261123
 HELD = 8
@@ -44,8 +45,6 @@ HELD = 8
 SHOWN = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young", "Wearing_Lipstick", *FIVE_PARTS)
 """What the shipped weights translate: StarGAN's five, whose settings AnonymousNet follows, lip colour, which its Figure
 8 changes too, and the five parts of adaptive obfuscation."""
-HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair")
-"""Translated together: a target is one colour or none."""
 
 IDENTITY = "arcface-mobilefacenet"
 """The recogniser of L_id."""
@@ -56,6 +55,9 @@ class Preset:
     """steps : updates of the generator, critics of the discriminator before each; epochs : instead, over the photos
     batch : photos and, where there are groups, as many generated pairs; groups : generated faces, each with edited ones
     hold : share of the steps before the rate falls linearly to 0
+    warm : steps on pairs alone, at a rate of their own, before the discriminator joins
+    smooth : differences below it are squared in L_rec, above it taken as they are; 0 is the papers' L1, which holds a
+        network that begins as the identity where it is
     cls, rec, pair, id, gp : weights of the losses; of L_id the last, reached linearly from half of the steps on
     decay : of the generator's moving average; 0 is none
     """
@@ -75,20 +77,23 @@ class Preset:
     layers: int = 6
     cls: float = 1.0
     rec: float = 10.0
-    pair: float = 20.0
+    pair: float = 10.0
+    warm: int = 0
+    warm_rate: float = 2e-3
+    smooth: float = 0.5
     id: float = 0.0
     gp: float = 10.0
     decay: float = 0.999
 
 
-PAPER: dict[str, Any] = {"residual": False, "encoding": "target", "augment": False, "decay": 0.0}
+PAPER: dict[str, Any] = {"residual": False, "encoding": "target", "augment": False, "decay": 0.0, "smooth": 0.0}
 PRESETS = {
-    "cpu": Preset(2_600, 8, 1, 96, 32, groups=400, rate=3e-4, layers=5),
-    "gpu": Preset(9_000, 64, 5, 128, 64, groups=6_000, rate=2e-4),
+    "cpu": Preset(4_000, 12, 1, 64, 32, groups=400, rate=3e-4, layers=5, warm=2_500, hold=0.7),
+    "gpu": Preset(11_000, 64, 5, 128, 64, groups=6_000, rate=2e-4, warm=3_000),
     "anonymousnet": Preset(40_000, 16, **PAPER),
     "adaptive": Preset(0, 16, epochs=20, id=1.0, **PAPER),
-    "identity": Preset(500, 8, 1, 96, 32, groups=400, rate=1e-4, layers=5, hold=0.0, id=4.0),
-    "smoke": Preset(4, 2, 2, 64, 8, groups=HELD + 2, layers=4),
+    "identity": Preset(600, 12, 1, 64, 32, groups=400, rate=1e-4, layers=5, hold=0.0, id=4.0),
+    "smoke": Preset(4, 2, 2, 64, 8, groups=HELD + 2, layers=4, warm=1),
 }
 """The papers': AnonymousNet has StarGAN's 200,000 discriminator steps of 16; adaptive obfuscation 10 + 10 epochs and
 L_id. ``identity`` goes on from the weights of ``cpu``, with L_id."""
@@ -145,7 +150,8 @@ class StarganTask:
         # Pictures of a face that differ in what is seen: a group and two of its places.
         seen = self.data.group_values[HELD:]
         self.pairs = (seen[:, :, None] != seen[:, None]).any(-1).nonzero() + torch.tensor([HELD, 0, 0]).to(self.device)
-        self.hair = [i for i, name in enumerate(attributes) if name in HAIR]
+        self.warm = preset.warm if len(self.pairs) else 0
+        self.hair = [i for i, name in enumerate(attributes) if name in HAIR_COLOURS]
 
     @property
     def layout(self) -> torch.memory_format:
@@ -155,12 +161,12 @@ class StarganTask:
     def half(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def batch(self, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def batch(self, draw: torch.Generator, photos: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x (N, 3, S, S), c (N, A), target values (N, A), and y of the last rows, which are pairs, (P, 3, S, S), with
-        the source values (N, A)."""
+        the source values (N, A); ``photos`` : whether there are others than pairs."""
         x, source, target = [], [], []
         n = self.preset.batch
-        if len(self.data.photos):
+        if len(self.data.photos) and photos:
             rows = training.share(torch.randint(len(self.data.photos), (n,), generator=draw))
             others = training.share(torch.randint(len(self.data.photos), (n,), generator=draw))
             x.append(self.data.photos[rows])
@@ -197,14 +203,25 @@ class StarganTask:
 
     def step(self, number: int) -> dict[str, float]:
         draw = training.generator(SEED, number)
-        fall = (number / max(self.steps, 1) - self.preset.hold) / (1 - self.preset.hold)
+        warming = number < self.warm
+        done = (number - self.warm) / max(self.steps - self.warm, 1)
+        rate = self.preset.warm_rate if warming else self.preset.rate
+        rate *= min(1.0, (1 - done) / (1 - self.preset.hold)) if done > self.preset.hold else 1.0
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = self.preset.rate * min(1.0, 1 - fall)
+                group["lr"] = rate
         figures: dict[str, float] = {}
-        for _ in range(self.preset.critics):
-            figures = self.criticise(draw)
-        figures |= self.generate(draw, number)
+        if warming:
+            x, c, _, y, _ = self.batch(draw, photos=False)
+            with self.half():
+                fake = self.generator(x, c).float()
+            loss = difference_left(fake, x, y)
+            self.update(0, loss)
+            figures = {"g_pair": self.preset.pair * float(loss.detach())}
+        else:
+            for _ in range(self.preset.critics):
+                figures = self.criticise(draw)
+            figures |= self.generate(draw, done)
         with torch.no_grad():
             decay = min(self.preset.decay, (number + 1) / (number + 10)) if self.preset.decay else 0.0
             for slow, fast in zip(self.average.parameters(), self.generator.parameters(), strict=True):
@@ -228,23 +245,28 @@ class StarganTask:
         self.update(1, adversarial + self.preset.gp * penalty + self.preset.cls * cls)
         return {"d_adv": float(adversarial.detach()), "d_gp": float(penalty.detach()), "d_cls": float(cls.detach())}
 
-    def generate(self, draw: torch.Generator, number: int) -> dict[str, float]:
-        """One update of the generator."""
+    def generate(self, draw: torch.Generator, done: float) -> dict[str, float]:
+        """One update of the generator; ``done`` : share of the steps with a discriminator."""
         x, c, target, y, before = self.batch(draw)
         photos = len(x) - len(y)
         with self.half():
             fake = self.generator(x, c)
             score, logits = self.discriminator(self.seen(fake, draw))
         fake = fake.float()
-        losses = {"g_adv": -score.float().mean(), "g_cls": self.preset.cls * stargan.classification(logits, target)}
+        # Of a discriminator that has just begun nothing can be learned.
+        trust = min(1.0, done * 10) if self.warm else 1.0
+        losses = {
+            "g_adv": -trust * score.float().mean(),
+            "g_cls": trust * self.preset.cls * stargan.classification(logits, target),
+        }
         if photos:
             back = self.generator.condition(target[:photos].round(), before[:photos].round())
             with self.half():
                 again = self.generator(fake[:photos], back).float()
-            losses["g_rec"] = self.preset.rec * F.l1_loss(again, x[:photos])
+            losses["g_rec"] = self.preset.rec * F.smooth_l1_loss(again, x[:photos], beta=self.preset.smooth)
         if len(y):
-            losses["g_pair"] = self.preset.pair * F.l1_loss(fake[photos:], y)
-        grown = max(0.0, number / max(self.steps, 1) * 2 - 1)
+            losses["g_pair"] = self.preset.pair * difference_left(fake[photos:], x[photos:], y)
+        grown = max(0.0, done * 2 - 1)
         if self.recogniser is not None and grown > 0:
             losses["g_id"] = self.preset.id * grown * self.identity_loss(x, fake)
         self.update(0, sum(losses.values(), torch.zeros((), device=self.device)))
@@ -269,8 +291,8 @@ class StarganTask:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Of groups held out: how far a translation is from the picture it should be, beside doing nothing. Writes a
-        grid of samples: each face, and each attribute changed."""
+        """Of groups held out: the share of the difference to the picture wanted that a translation leaves (1 for doing
+        nothing). Writes a grid of samples: each face, and each attribute changed."""
         if len(self.data.group_photos) <= HELD:
             return {}
         photos, values = self.data.group_photos[:HELD], self.data.group_values[:HELD]
@@ -289,7 +311,7 @@ class StarganTask:
         flat = grid.permute(0, 3, 1, 4, 2).reshape(n * side, columns * side, 3)
         self.work.mkdir(parents=True, exist_ok=True)
         Image.fromarray(((flat + 1) * 127.5).round().byte().numpy()).save(self.work / "samples.jpg", quality=90)
-        return {"held_pair": float(F.l1_loss(made, y)), "held_nothing": float(F.l1_loss(x, y))}
+        return {"held_pair": float(difference_left(made, x, y))}
 
     def state(self) -> dict[str, Any]:
         names = ("generator", "average", "discriminator")
@@ -301,6 +323,16 @@ class StarganTask:
             getattr(self, name).load_state_dict(state[name])
         for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
+
+
+LEAST = 5e-4
+"""Pictures that differ less, in mean square, are not blown up."""
+
+
+def difference_left(made: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Mean over pairs of |made - y|^2 / |x - y|^2: small parts count like whole faces."""
+    left, all_ = ((p - y).square().mean((1, 2, 3)) for p in (made, x))
+    return (left / (all_ + LEAST)).mean()
 
 
 def _scaled(x: Tensor) -> Tensor:

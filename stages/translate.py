@@ -31,14 +31,13 @@ from facecrowd.stages.attributes import STEER, Predictor, pictures
 from facecrowd.stages.batch import explain, outcomes
 from facecrowd.stages.inversion import Networks, precision, search
 from facecrowd.stages.networks import stargan
+from facecrowd.stages.places import HAIR_COLOURS
 from facecrowd.stages.searching import whole
 from facecrowd.stages.stage import Batch, Resources, Stage, live
 
 SHIPPED = ("stargan", "stargan-identity")
 LATENT = "latent"
 PASSES = 2
-EXCLUSIVE = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
-"""Colours of hair: asking for one takes the others away."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Latent:
 def targets(values: np.ndarray, wanted: np.ndarray, attributes: Sequence[str]) -> np.ndarray:
     """(N, 40) int8: what faces shall show: what is wanted, else what they show; of hair colours one at a time."""
     out = np.where(wanted >= 0, wanted, values).astype(np.int8)
-    hair = [i for i, name in enumerate(attributes) if name in EXCLUSIVE]
+    hair = [i for i, name in enumerate(attributes) if name in HAIR_COLOURS]
     asked = (wanted[:, hair] == 1).any(axis=1)
     out[np.ix_(asked, hair)] = np.maximum(wanted[np.ix_(asked, hair)], 0)
     return out

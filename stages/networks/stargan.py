@@ -8,7 +8,10 @@ obfuscation (Li et al., ACM Multimedia 2021, section 3.2).
 
 Two departures, each of which the papers' presets turn off:
 
-    residual   the network gives the change, not the picture, and begins as the identity: what need not change is kept
+    residual   the network gives the change, not the picture, and begins as the identity: what need not change is kept.
+               c also scales and shifts the channels of every residual block: as constant planes alone it hardly gets
+               in, since the instance normalisation after the first layer takes constants away but along the borders.
+               And the change fades out where the attributes asked for do not lie (``places``): a nose changes no hair
     difference c holds +1 for an attribute to be added, -1 for one to be removed, 0 for one to be left (Liu et al.,
                STGAN, CVPR 2019; Lin et al., RelGAN, ICCV 2019), so nothing needs to be known of what is left; the
                papers' c is the target itself, 0 or 1
@@ -22,12 +25,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from facecrowd.stages.models import ModelError
+from facecrowd.stages.places import place
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 KIND = "attribute translator"
@@ -36,7 +41,7 @@ Encoding = Literal["difference", "target"]
 
 @dataclass(frozen=True)
 class Shape:
-    """attributes : names, in the order of c; width : channels of the first layer; side : pixels it is trained at"""
+    """attributes : names, in the order of c; width : channels of the first layer; side : pixels it works at"""
 
     attributes: tuple[str, ...]
     width: int = 64
@@ -56,48 +61,63 @@ def _norm(channels: int) -> nn.Module:
 
 
 class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-            _norm(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-            _norm(channels),
-        )
+    """conditions : numbers in c that scale and shift its channels; 0 where c does not reach it"""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+    def __init__(self, channels: int, conditions: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), _norm(channels))
+        self.told = nn.Linear(conditions, 2 * channels, bias=False) if conditions else None
+        self.second = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 3, 1, 1, bias=False), _norm(channels))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        inner = self.first(x)
+        if self.told is not None:
+            scale, shift = self.told(c)[:, :, None, None].chunk(2, dim=1)
+            inner = inner * (1 + scale) + shift
+        return x + self.second(inner)
 
 
 class Generator(nn.Module):
-    """x (N, 3, S, S) RGB in [-1, 1], S a multiple of 4, and c (N, A) to a picture of the same shape.
+    """x (N, 3, S, S) RGB in [-1, 1], S the ``side``, and c (N, A) to a picture of the same shape.
 
     With ``residual`` the picture may lie outside [-1, 1] by a little; ``translate`` clamps it.
     """
 
+    where: Tensor
+
     def __init__(self, shape: Shape, about: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.shape, self.about = shape, about or {}
-        width = shape.width
-        layers: list[nn.Module] = [nn.Conv2d(3 + len(shape.attributes), width, 7, 1, 3, bias=False)]
-        layers += [_norm(width), nn.ReLU()]
+        width, c = shape.width, len(shape.attributes)
+        start: list[nn.Module] = [nn.Conv2d(3 + c, width, 7, 1, 3, bias=False), _norm(width), nn.ReLU()]
         for _ in range(2):
-            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), _norm(2 * width), nn.ReLU()]
+            start += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), _norm(2 * width), nn.ReLU()]
             width *= 2
-        layers += [Residual(width) for _ in range(shape.blocks)]
+        end: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False), _norm(width // 2), nn.ReLU()]
+            end += [nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False)]
+            end += [_norm(width // 2), nn.ReLU()]
             width //= 2
         last = nn.Conv2d(width, 3, 7, 1, 3, bias=False)
         if shape.residual:
             nn.init.zeros_(last.weight)
-        self.layers = nn.Sequential(*layers, last)
+        where = np.stack([place(name, shape.side) for name in shape.attributes])
+        self.register_buffer("where", torch.from_numpy(where), persistent=False)
+        inner = 4 * shape.width
+        self.start = nn.Sequential(*start)
+        self.blocks = nn.ModuleList(Residual(inner, c if shape.residual else 0) for _ in range(shape.blocks))
+        self.end = nn.Sequential(*end, last)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        planes = c.to(x)[:, :, None, None].expand(-1, -1, *x.shape[-2:])
-        made: Tensor = self.layers(torch.cat([x, planes], dim=1))
-        return x + made if self.shape.residual else made.tanh()
+        c = c.to(x)
+        planes = c[:, :, None, None].expand(-1, -1, *x.shape[-2:])
+        if self.shape.residual:
+            planes = planes * self.where
+        deep = self.start(torch.cat([x, planes], dim=1))
+        for block in self.blocks:
+            deep = block(deep, c)
+        made: Tensor = self.end(deep)
+        return x + planes.abs().amax(dim=1, keepdim=True) * made if self.shape.residual else made.tanh()
 
     def condition(self, source: Tensor, target: Tensor) -> Tensor:
         """c of values 0 and 1 before and after, both (N, A)."""

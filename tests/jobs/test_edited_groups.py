@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from facecrowd.jobs import edited_groups
-from facecrowd.jobs.edited_groups import ELLIPSES, REGIONS, VARIANTS, composed, matched, recoloured, region
-from facecrowd.stages import align
+from facecrowd.jobs.edited_groups import VARIANTS, composed, matched, recoloured
+from facecrowd.stages.places import ELLIPSES, region
 
 
 @pytest.fixture
@@ -17,22 +17,10 @@ def base() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
 
 
-def test_each_region_lies_where_its_part_of_the_aligned_face_does() -> None:
-    left, right, nose, *mouth = np.rint(align.template(128)).astype(int)
-    x, y = np.mean(mouth, axis=0).astype(int)
-    assert region("eyes")[left[1], left[0]] == region("eyes")[right[1], right[0]] == 1
-    assert region("nose")[nose[1], nose[0]] == 1
-    assert region("lips")[y, x] == 1
-    assert region("lips")[left[1], left[0]] == region("eyes")[y, x] == 0
-    assert region("brows")[left[1] - 11, left[0]] == 1
-    assert region("face")[nose[1], nose[0]] == 1
-    assert region("face")[2, 2] == 0
-
-
 def test_beyond_its_region_an_edit_leaves_every_pixel_as_it_was(base: np.ndarray) -> None:
     for name in (*ELLIPSES, "face"):
-        made = composed(base, 255 - base, region(name))
-        outside = region(name) == 0
+        made = composed(base, 255 - base, region(name, 128))
+        outside = region(name, 128) == 0
         assert outside.any()
         assert np.array_equal(made[outside], base[outside])
         assert not np.array_equal(made, base)
@@ -40,7 +28,7 @@ def test_beyond_its_region_an_edit_leaves_every_pixel_as_it_was(base: np.ndarray
 
 def test_an_edit_takes_on_the_light_of_the_face_it_is_put_into(base: np.ndarray) -> None:
     dark = (base * 0.5).astype(np.uint8)
-    assert np.abs(matched(dark, np.clip(dark + 60.0, 0, 255), region("nose")) - dark).mean() < 1
+    assert np.abs(matched(dark, np.clip(dark + 60.0, 0, 255), region("nose", 128)) - dark).mean() < 1
 
 
 def test_hair_takes_another_hairs_colours_and_keeps_its_shape_and_all_else_its_own(base: np.ndarray) -> None:
@@ -58,10 +46,6 @@ def test_hair_takes_another_hairs_colours_and_keeps_its_shape_and_all_else_its_o
 def test_a_face_without_hair_is_not_recoloured(base: np.ndarray) -> None:
     none, some = np.zeros((128, 128), np.float32), np.ones((128, 128), np.float32)
     assert recoloured(base, 255 - base, none, some) is base
-
-
-def test_every_region_that_an_attribute_names_is_known() -> None:
-    assert set(REGIONS.values()) <= {*ELLIPSES, "hair", "face"}
 
 
 @pytest.mark.slow

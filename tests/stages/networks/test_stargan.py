@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from facecrowd.stages.models import ModelError
 from facecrowd.stages.networks import stargan
 from facecrowd.stages.networks.stargan import Discriminator, Generator, Shape
+from facecrowd.stages.places import place
 
 SMALL = Shape(("Male", "Young"), width=8, side=32)
 
@@ -38,8 +39,9 @@ def test_a_residual_generator_begins_as_the_identity_whatever_is_asked() -> None
 
 
 def test_a_larger_picture_gets_the_change_made_at_the_trained_size_and_keeps_its_detail() -> None:
+    torch.manual_seed(0)
     generator = Generator(SMALL)
-    nn.init.normal_(generator.layers[-1].weight, std=1e-3)
+    nn.init.normal_(generator.end[-1].weight, std=1e-3)
     small = torch.rand(1, 3, 32, 32) * 0.2 + 0.4
     large = F.interpolate(small, (128, 128), mode="nearest")
     generator.requires_grad_(False)
@@ -47,6 +49,17 @@ def test_a_larger_picture_gets_the_change_made_at_the_trained_size_and_keeps_its
     change, at_size = generator.translate(large, c) - large, generator.translate(small, c) - small
     assert change.abs().max() > 1e-3
     assert torch.allclose(F.interpolate(change, (32, 32), mode="area"), at_size, atol=0.01)
+
+
+def test_a_change_stays_where_its_attribute_lies_to_the_bit() -> None:
+    torch.manual_seed(0)
+    generator = Generator(Shape(("Big_Nose", "Big_Lips"), width=8, side=32)).requires_grad_(False)
+    nn.init.normal_(generator.end[-1].weight, std=1e-2)
+    x = torch.rand(1, 3, 32, 32)
+    made = generator(x, torch.tensor([[1.0, 0.0]]))
+    elsewhere = torch.from_numpy(place("Big_Nose", 32)) == 0
+    assert torch.equal(made[..., elsewhere], x[..., elsewhere])
+    assert not torch.equal(made, x)
 
 
 def test_differences_say_only_what_changes_and_targets_say_what_is_there() -> None:
