@@ -25,8 +25,9 @@ from facecrowd.jobs import training
 from facecrowd.jobs.labelled import CACHE, Faces
 from facecrowd.jobs.labelled import faces as faces_of
 from facecrowd.pipeline.errors import ConfigError
-from facecrowd.stages import align, models
+from facecrowd.stages import models
 from facecrowd.stages.attributes import pictures
+from facecrowd.stages.chip import Chip
 from facecrowd.stages.networks.encoder import BACKBONE, Translator, shrink
 from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
 from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE, MobileStyleGAN
@@ -78,8 +79,7 @@ class EncoderTask:
             held = faces.folds(20) == 0
             self.real, self.held = (_pixels(faces.take(rows), preset.side) for rows in (~held, held))
             self.held = self.held[:64]
-        matrix = align.similarity(align.template(preset.side)[None], align.template(112, "arcface"))[0]
-        self.grid = _grid(matrix, preset.side).to(self.device)
+        self.chip = Chip(preset.side).to(self.device)
         torch.manual_seed(SEED)
         self.network = Translator().to(self.device).train()
         self.network.mean.copy_(centre)
@@ -134,10 +134,6 @@ class EncoderTask:
             "identity": IDENTITY * (1 - (one * other).sum(dim=1)).mean(),
             "pull": PULL * pull,
         }
-
-    def chip(self, x: Tensor) -> Tensor:
-        """FFHQ-aligned (N, 3, S, S) to ArcFace's (N, 3, 112, 112)."""
-        return F.grid_sample(x, self.grid.expand(len(x), -1, -1, -1), align_corners=False)
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
@@ -196,14 +192,6 @@ def _pixels(faces: Faces, side: int) -> Tensor:
     crops = faces.pixels()
     parts = [(pictures(crops[i : i + 64], side) * 255).round().to(torch.uint8) for i in range(0, len(crops), 64)]
     return torch.cat(parts)
-
-
-def _grid(matrix: np.ndarray, side: int, size: int = 112) -> Tensor:
-    """The sampling grid of a warp (crop of ``side`` px to ``size`` px) for ``grid_sample``: (1, size, size, 2)."""
-    back = align.invert(matrix)
-    at = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1).reshape(-1, 2)
-    where = (align.apply(back, at) + 0.5) / side * 2 - 1
-    return torch.from_numpy(where.reshape(1, size, size, 2)).float()
 
 
 def run(

@@ -281,7 +281,7 @@ def fit(
     draws : decides the order of the faces and what the channel does
     xi : radius of the ball in grey levels of 255, at least 1 in "linf", as whole grey levels are added
     delta : stop when every target decides otherwise about 1 - delta of the faces; 0 makes all passes
-    rate : of sgd, the step in grey levels; by default a quarter of what a value may be
+    rate : of sgd, the step in grey levels; by default an eighth of what a value may be
     channel : of sgd, what the faces go through before a model sees them
     candidates, overshoot, max_iter : of deepfool, as there; so many classes are also tried for where sgd begins
 
@@ -304,7 +304,7 @@ def fit(
         move = _deepfool_steps(targets, norm, xi, candidates, overshoot, max_iter)
     else:
         typical = xi if norm == "linf" else xi / math.sqrt(v.numel())
-        move = _sgd_steps(targets, norm, xi, step, rate or typical / 4, channel or Channel(), draws)
+        move = _sgd_steps(targets, norm, xi, step, rate or typical / 8, channel or Channel(), draws)
         some = torch.from_numpy(draws.permutation(len(faces))[:PROBED])
         v = _start(targets, faces[some], [scores[some] for scores in clean], norm, xi, candidates, device)
     best, reached, taken = np.zeros(v.shape, np.int16), [-1.0], 0

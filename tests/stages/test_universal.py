@@ -20,8 +20,7 @@ from facecrowd.stages import universal
 from facecrowd.stages.attributes import ATTRIBUTES, Calibration
 from facecrowd.stages.channel import Channel
 from facecrowd.stages.chip import Chip
-from facecrowd.stages.decode import decode
-from facecrowd.stages.encode import encode, metadata
+from facecrowd.stages.encode import metadata
 from facecrowd.stages.recognise import NotDifferentiable
 from facecrowd.stages.universal import Gallery, Perturbation, PerturbationError, Traits, Universal, fit, fooled, noise
 
@@ -221,6 +220,15 @@ def test_the_bound_holds_exactly_in_the_rounded_picture_at_any_size(norm, xi, si
         assert after.dtype == np.uint8
         assert (np.abs(change).max() if norm == "linf" else np.sqrt((change**2).sum())) <= bound
         assert np.array_equal(np.clip(before + perturbation.sized(size).vector.transpose(1, 2, 0), 0, 255), after)
+
+
+@pytest.mark.parametrize("size", [16, 24, 80])
+def test_a_coarse_vector_means_as_much_per_pixel_at_another_size(size):
+    coarse = cv2.resize(draws(2).standard_normal((3, 3, 3)), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    raw = coarse.transpose(2, 0, 1) * (400 / np.linalg.norm(coarse))
+    resized = Perturbation(universal._whole(raw, "l2", 400), "l2", 400).sized(size)
+    assert resized.xi == 400 * size / SIDE
+    assert 0.9 * resized.xi < np.linalg.norm(resized.vector.astype(float)) <= resized.xi
 
 
 def test_rounding_in_l2_wastes_little_of_the_bound():
