@@ -810,6 +810,73 @@ def evaluate_translation(
     _write_json(json_file, found)
 
 
+@evaluate_app.command(
+    "perturbation", epilog="Example: `facecrowd evaluate perturbation --data lfw --grid reduced --json figures.json`"
+)
+@speaking
+def evaluate_perturbation(
+    data: DataFolder,
+    grid: Annotated[str, typer.Option(help="paper (for a GPU), reduced (an hour on two cores) or smoke.")] = "reduced",
+    surrogates: Annotated[
+        str,
+        typer.Option(help="Recognisers that masks are made against, comma-separated, a+b for both [default: grid]."),
+    ] = "",
+    recognisers: Annotated[str, typer.Option(help="Who judges, comma-separated [default: all five].")] = "",
+    targets: Annotated[str, typer.Option(help="generated, or people of the collection as in the paper.")] = "generated",
+    size: Annotated[
+        int, typer.Option(help="Pixels of what is masked: 112 as in the paper, 256 as in a release.")
+    ] = 112,
+    in_loop: Annotated[
+        bool, typer.Option("--in-loop/--no-in-loop", help="Whether masks are made for the JPEG file they end in.")
+    ] = True,
+    diversity: Annotated[float, typer.Option(min=0, help="Input diversity: spread of an affine jitter.")] = 0.0,
+    parts: Annotated[str, typer.Option(help="masks, counts, universal, speed; comma-separated [default: all].")] = "",
+    plot_folder: Annotated[
+        Path | None, typer.Option(help="Folder for the curves of figures 4 and 6 (needs facecrowd[plots]).")
+    ] = None,
+    work: WorkFolder = None,
+    cache: FaceCache = None,
+    models: ModelsFolder = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Do masked faces lead recognisers astray, in files as released, and how natural are they. A killed run goes on."""
+    from dataclasses import replace
+
+    from facecrowd.jobs import evaluate_generator
+    from facecrowd.jobs import evaluate_perturbation as evaluation
+    from facecrowd.jobs.labelled import CACHE
+    from facecrowd.jobs.labelled import faces as faces_of
+    from facecrowd.jobs.renditions import WORK, Networks
+
+    if plot_folder is not None:
+        evaluate_generator.can_plot()
+    if grid not in evaluation.GRIDS:
+        raise configs.ConfigError(f"--grid {grid}: none of {', '.join(evaluation.GRIDS)}")
+    chosen = evaluation.GRIDS[grid]
+    order = evaluation.Order(
+        replace(chosen, surrogates=tuple(surrogates.split(","))) if surrogates else chosen,
+        grid,
+        size=size,
+        in_loop=in_loop,
+        diversity=diversity,
+        targets=targets,  # type: ignore[arg-type]
+        recognisers=tuple(recognisers.split(",")) if recognisers else evaluation.RECOGNISERS,
+        parts=tuple(parts.split(",")) if parts else evaluation.PARTS,
+        work=work or WORK,
+    )
+    say = Progress().say
+    found = evaluation.evaluate(
+        evaluation.Makers(Networks(folder=models), order.work),
+        faces_of(data, None, cache or CACHE, models, say),
+        order,
+        say,
+    )
+    evaluation.show(found)
+    if plot_folder is not None and "masks" in found:
+        print(f"plot: {evaluation.plot(found, plot_folder)}")
+    _write_json(json_file, found)
+
+
 @app.command(epilog="Example: `facecrowd sheet --data photos --output sheet.png --rows 6`")
 @speaking
 def sheet(
