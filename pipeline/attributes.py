@@ -21,6 +21,7 @@ from facecrowd.privacy.attributes import ANY
 from facecrowd.stages import models
 
 if TYPE_CHECKING:
+    from facecrowd.pipeline.perturbation import Perturbations
     from facecrowd.pipeline.translation import Translations
 
 UNKNOWN = -1
@@ -238,7 +239,7 @@ class Looked:
 
     brought : attributes that the input had; predicted, judged : (N, 40) float32 probabilities of the originals by the
     predictor and by the judge, NaN in rows without; None where nobody looked; translations : what was done to the
-    faces, where attributes were translated
+    faces, where attributes were translated; perturbations : and where they were perturbed
     """
 
     predictors: Predictors
@@ -247,6 +248,7 @@ class Looked:
     predicted: np.ndarray | None = None
     judged: np.ndarray | None = None
     translations: Translations | None = None
+    perturbations: Perturbations | None = None
 
 
 def measured(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import pyarrow as pa
 
 import facecrowd.privacy.anonymity as anonymity
 import facecrowd.privacy.verdict as verdicts
+from facecrowd.pipeline import perturbation
 from facecrowd.pipeline.attributes import Looked, measured
-from facecrowd.pipeline.config import PIXEL_METHODS, ReleaseConfig
+from facecrowd.pipeline.config import CLOAK, PIXEL_METHODS, ReleaseConfig
 from facecrowd.pipeline.plan import Plan, asked
 from facecrowd.pipeline.preflight import STEERING
 from facecrowd.pipeline.presets import predictable
@@ -96,6 +97,10 @@ IDENTITY_KEPT = (
     "opposite. The identity figures below say how well recognition survives, which is the purpose; they are no measure "
     "of protection."
 )
+CLOAKED = (
+    "No guarantee: every released face is its own original, whose pixels are kept by design. People know these faces "
+    "as before; all that hides them, and from recognisers alone, is the perturbation."
+)
 TAUGHT = (
     "The recogniser that was measured with also found the parts to alter, and may have taught the translator what to "
     "keep; others may match less."
@@ -173,7 +178,16 @@ def audit(
         looked,
         plan.planned.epsilon if plan.planned else None,
     )
-    translation = _translation(config, plan, released, looked, models)
+    before = _before(released, looked)
+    translation = _translation(config, plan, released, before, looked, models)
+    now = _attacks(plan, released, key, models)
+    attacks, perturbed = now, None
+    if before is not None and looked.perturbations is not None:
+        then = _attacks(plan, before, key, models)
+        # Where recognisers are meant to match, less is worse.
+        attacks = perturbation.worse(now, then, "rank1_per_subject", higher=not method.keeps_identity)
+        judge, seen = looked.predictors.judge, (released.detected, released.attributes)
+        perturbed = perturbation.measured(config, looked.perturbations, rows, *seen, judge, (now, then), models)
     return {
         "schema": SCHEMA,
         "method": method.name,
@@ -185,7 +199,12 @@ def audit(
         "requirements": requirements,
         "guarantee": {
             "kind": "formal" if formal else "identity kept" if method.keeps_identity else "measured",
-            "text": _guarantee(config, plan, shown, formal, looked.brought, translation),
+            "text": " ".join(
+                [
+                    _guarantee(config, plan, shown, formal, looked.brought, translation),
+                    *perturbation.claims(config, models),
+                ]
+            ),
         },
         "counts": {
             "photos": counts.photos,
@@ -205,43 +224,58 @@ def audit(
         },
         "classes": _classes(shown),
         "identity": _label(config, plan, rows),
-        "attributes": measured(
-            config.policy,
-            looked,
-            plan.subject_id,
-            plan.originals,
-            plan.released,
-            rows,
-            released.attributes,
-            released.hashes,
-            ("classes", plan.class_id[rows]) if method.of_class else ("subjects", plan.subject_id[rows]),
-        ),
+        "attributes": _attributes(config, plan, released, before, looked),
         "translation": translation,
-        "reidentification": [
-            {**attack, "intended": True} if method.keeps_identity else attack
-            for attack in _attacks(plan, released, key, models)
-        ],
+        "perturbation": perturbed,
+        "reidentification": [{**attack, "intended": True} if method.keeps_identity else attack for attack in attacks],
         "detection_rate": round(float(released.detected.mean()), 6) if len(rows) else None,
         "models": models,
     }
 
 
+def _before(released: Released, looked: Looked) -> Released | None:
+    """The released faces as the judge saw them before they were perturbed; None where they were not."""
+    done, rows = looked.perturbations, released.row
+    if done is None:
+        return None
+    shown = None if released.attributes is None else done.attributes[rows]
+    return replace(released, embedding=done.embedding[rows], detected=done.detected[rows], attributes=shown)
+
+
+def _attributes(
+    config: ReleaseConfig, plan: Plan, released: Released, before: Released | None, looked: Looked
+) -> dict[str, Any] | None:
+    rows = released.row
+    unit = ("classes", plan.class_id[rows]) if config.method.of_class else ("subjects", plan.subject_id[rows])
+    table = (config.policy, looked, plan.subject_id, plan.originals, plan.released, rows)
+    now = measured(*table, released.attributes, released.hashes, unit)
+    if now is not None and before is not None:
+        then = measured(*table, before.attributes, before.hashes, unit)
+        assert then is not None
+        now["shown"] = perturbation.worse(now["shown"], then["shown"], "released_agreement", higher=False)
+    return now
+
+
 def _translation(
-    config: ReleaseConfig, plan: Plan, released: Released, looked: Looked, models: list[dict[str, str]]
+    config: ReleaseConfig,
+    plan: Plan,
+    released: Released,
+    before: Released | None,
+    looked: Looked,
+    models: list[dict[str, str]],
 ) -> dict[str, Any] | None:
     if looked.translations is None:
         return None
     steering = next(m["name"] for m in models if m["purpose"] == STEERING)
-    return translated(
-        config,
-        looked.translations,
-        plan.originals,
-        released.row,
-        steering,
-        looked.predictors.judge,
-        looked.judged,
-        released.attributes,
+    faces = (config, looked.translations, plan.originals, released.row, steering)
+    now, *then = (
+        translated(*faces, looked.predictors.judge, looked.judged, seen.attributes)
+        for seen in (released, before)
+        if seen is not None
     )
+    if then:
+        now["attributes"] = perturbation.worse(now["attributes"], then[0]["attributes"], "judge_realised", higher=False)
+    return now
 
 
 def _guarantee(
@@ -253,6 +287,8 @@ def _guarantee(
     translation: dict[str, Any] | None = None,
 ) -> str:
     method, k = config.method, config.policy.k
+    if method.name == CLOAK:
+        return CLOAKED
     if method.name in PIXEL_METHODS:
         return NO_GUARANTEE
     if method.keeps_identity:

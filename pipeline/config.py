@@ -32,6 +32,12 @@ CLASS_METHODS = ("k-same", "k-same-select")
 TRANSLATING_METHODS = {"translation": "stargan", "identity-preserving": "stargan-identity"}
 """Those that alter attributes of each original, with the translator that each has by default."""
 
+CLOAK = "none"
+"""The method that shows each original as it is: what hides it is the perturbation alone."""
+
+PERTURBATIONS = {"universal": 8.0, "tip-im": 12.0, "advnoise": 12.0}
+"""What perturbs faces against recognisers, with the bound that each has by default, in grey levels."""
+
 RANDOMISING_PLANNERS = ("ppas", "ppas-verified")
 
 SURROGATE: Literal["latent", "average"] = "latent"
@@ -47,6 +53,18 @@ def option(default: Any, description: str, flag: str | None = None, private: boo
     """A config field that is a flag too. ``private`` keeps it out of released configs."""
     extra: dict[str, Any] = {"flag": flag, "private": private}
     return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+def _lists(data: Any, *names: str) -> Any:
+    """Of a section as it was given, what is a comma-separated list as one."""
+    if not isinstance(data, dict):
+        return data
+    texts = {name: data[name] for name in names if isinstance(data.get(name), str)}
+    return {**data, **{n: [part.strip() for part in text.split(",") if part.strip()] for n, text in texts.items()}}
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
 class Section(BaseModel):
@@ -286,7 +304,8 @@ class Method(Section):
         "pixelate",
         "mask",
         "noise",
-    ] = option("k-same", "How a face is replaced, or altered.", flag="method")
+        "none",
+    ] = option("k-same", "How a face is replaced, or altered (none: only perturbed).", flag="method")
     surrogate: Literal["latent", "average"] = option(
         SURROGATE,
         "k-same: what a class shows: a generated face, at the mean of its people's latents, or the mean of pixels.",
@@ -382,8 +401,7 @@ class Method(Section):
     @model_validator(mode="before")
     @classmethod
     def as_written(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("keep"), str):
-            data = {**data, "keep": [part.strip() for part in data["keep"].split(",") if part.strip()]}
+        data = _lists(data, "keep")
         if isinstance(data, dict) and type(data.get("parts")) is int:
             data = {**data, "parts": str(data["parts"])}
         return data
@@ -419,6 +437,92 @@ class Method(Section):
             raise ValueError("search_steps: inpaint searches by at least 1 step")
         if self.name == "deepblur" and self.search_steps < 1 and self.start == "mean":
             raise ValueError("search_steps: without a step from the average face, every face would be the average face")
+        return self
+
+
+class Perturb(Section):
+    """What is done to rendered faces, or to originals, against recognisers."""
+
+    name: Literal["none", "universal", "tip-im", "advnoise"] = option(
+        "none",
+        "What perturbs the faces against recognisers, after they are rendered: one vector for all of them, a mask for "
+        "each towards generated faces (tip-im), or away from itself (advnoise).",
+        flag="perturb",
+    )
+    bound: float | None = option(
+        None,
+        "Grey levels by which a pixel may change (default: 8 for universal, else 12).",
+        flag="perturb-bound",
+        ge=1,
+        le=255,
+    )
+    norm: Literal["linf", "l2"] = option(
+        "linf",
+        "Of what the bound is: the largest change of a face's values (linf), or their root mean square (l2).",
+        flag="perturb-norm",
+    )
+    surrogates: tuple[str, ...] = option(
+        (),
+        "Recognisers that it is made against, by their gradients (comma-separated names or files; default: "
+        "arcface-mobilefacenet, or none where perturb.attributes names what to fool).",
+        flag="perturb-surrogates",
+    )
+    attributes: tuple[str, ...] = option(
+        (),
+        "universal: attributes that the steering predictor shall see otherwise (comma-separated).",
+        flag="perturb-attributes",
+    )
+    sample: int = option(
+        256, "universal: faces, drawn by the run key, that the vector is fitted on.", flag="perturb-sample", ge=2
+    )
+    steps: int = option(50, "tip-im, advnoise: steps (T).", flag="perturb-steps", ge=1)
+    step: float = option(
+        1.5, "tip-im, advnoise: length of a step (alpha), in grey levels.", flag="perturb-step", gt=0, le=255
+    )
+    targets: int = option(
+        10,
+        "tip-im: generated faces (K), drawn by the run key, that faces are taken towards.",
+        flag="perturb-targets",
+        ge=1,
+    )
+    gamma: float = option(
+        0.0, "tip-im, advnoise: weight of looking natural (MMD over views of each face).", flag="perturb-gamma", ge=0
+    )
+    jpeg: bool = option(
+        True, "Make it with the release's own JPEG quality in the loop, so that it survives it.", flag="perturb-jpeg"
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is perturbed."""
+        return self.name != "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def as_written(cls, data: Any) -> Any:
+        return _lists(data, "surrogates", "attributes")
+
+    @model_validator(mode="after")
+    def fits_together(self) -> Perturb:
+        masks = ("tip-im", "advnoise")
+        of = {
+            **dict.fromkeys(("bound", "norm", "surrogates", "jpeg"), tuple(PERTURBATIONS)),
+            **dict.fromkeys(("attributes", "sample"), ("universal",)),
+            **dict.fromkeys(("steps", "step", "gamma"), masks),
+            "targets": ("tip-im",),
+        }
+        for leaf, names in of.items():
+            if self.name not in names and getattr(self, leaf) != type(self).model_fields[leaf].default:
+                raise ValueError(f"{leaf} is for {_or(names)}; perturb.name is {self.name}")
+        for leaf in ("surrogates", "attributes"):
+            if len(set(getattr(self, leaf))) < len(getattr(self, leaf)):
+                raise ValueError(f"{leaf} names something twice")
+        if strange := [name for name in self.attributes if name not in presets.predictable()]:
+            raise ValueError(f"attributes: {strange[0]} cannot be predicted ({presets.hint(predicted=True)})")
+        if self.on and self.bound is None:
+            object.__setattr__(self, "bound", PERTURBATIONS[self.name])
+        if self.on and not self.surrogates and not self.attributes:
+            object.__setattr__(self, "surrogates", ("arcface-mobilefacenet",))
         return self
 
 
@@ -458,6 +562,7 @@ class ReleaseConfig(Section):
     attributes: Attributes = Attributes()
     policy: Policy = Policy()
     method: Method = Method()
+    perturb: Perturb = Perturb()
     output: Literal["crop", "photo"] = option(
         "crop", "What is released: aligned faces, or whole photos with the surrogates blended in.", flag="pixels"
     )
@@ -480,7 +585,8 @@ class ReleaseConfig(Section):
         if self.method.generated and self.detect.crop_size not in GENERATED_SIZES:
             sizes = ", ".join(map(str, GENERATED_SIZES))
             raise ValueError(f"detect.crop_size {self.detect.crop_size}: the generator makes faces of {sizes} px")
-        if self.compute.gpus_per_worker and not self.method.neural:
+        self._perturbs_what_it_may()
+        if self.compute.gpus_per_worker and not self.neural:
             raise ValueError(
                 f"compute.gpus_per_worker: {self.method.name} as it is asked for needs no GPU; leave it out"
             )
@@ -498,6 +604,23 @@ class ReleaseConfig(Section):
         if not (self.input.attributes or _is_table(self.input.path)):
             self._can_be_predicted((*self.policy.quasi_identifiers, *self.policy.sensitive))
         return self
+
+    @property
+    def neural(self) -> bool:
+        """Whether networks make the released pixels, which a GPU does faster."""
+        return self.method.neural or self.perturb.on
+
+    def _perturbs_what_it_may(self) -> None:
+        if self.method.name == CLOAK and not self.perturb.on:
+            raise ValueError(
+                f"method {CLOAK} releases originals as they are, so name what perturbs them: perturb.name "
+                f"{_or(tuple(PERTURBATIONS))}"
+            )
+        if self.method.keeps_identity and self.perturb.surrogates:
+            raise ValueError(
+                "perturb: identity-preserving keeps people recognisable, and a perturbation against recognisers "
+                "contradicts it; universal with perturb.attributes alone does not"
+            )
 
     def _can_be_planned(self) -> None:
         """Whether the planner of a translation has what it needs."""
@@ -593,7 +716,10 @@ def _is_table(path: str | None) -> bool:
 
 
 def _is_file(model: str) -> bool:
-    return "/" in model or "\\" in model or model.endswith(".safetensors")
+    return "/" in model or "\\" in model or model.endswith((".safetensors", ".onnx"))
+
+
+OWN_FILE = "a file of the user's; see the audit for its hash"
 
 
 def _public(section: Section) -> dict[str, Any]:
@@ -609,7 +735,9 @@ def _public(section: Section) -> dict[str, Any]:
                 continue
         # A model given as a file is named by its hash in the audit; its path says where it lay.
         if name in ("detector", "recogniser", "predictor", "judge", "translator") and _is_file(str(value)):
-            value = "a file of the user's; see the audit for its hash"
+            value = OWN_FILE
+        if name == "surrogates" and isinstance(value, tuple):
+            value = [OWN_FILE if _is_file(surrogate) else surrogate for surrogate in value]
         out[name] = list(value) if isinstance(value, tuple) else value
     return out
 

@@ -104,6 +104,54 @@ def renderer(config: ReleaseConfig, download: bool = True) -> tuple[Network, ...
     return tuple(found)
 
 
+SURROGATE = "recogniser that faces are perturbed against"
+FOOLED = "attribute predictor that faces are perturbed against"
+
+
+def perturber(config: ReleaseConfig, download: bool = True) -> tuple[Network, ...]:
+    """The networks behind a perturbation; nothing where there is none. Those that are missing are fetched.
+
+    Raises ModelError, ConfigError for one that passes no gradient.
+    """
+    perturb, folder = config.perturb, config.detect.models
+    if not perturb.on:
+        return ()
+    found = [_surrogate(name, folder, download) for name in perturb.surrogates]
+    if perturb.name == "tip-im":
+        found.append(_fetched("mobilestylegan-ffhq", "generator of the perturbation's targets", folder, download))
+    if perturb.attributes:
+        from facecrowd.stages.attributes import Card
+
+        name = steering(config)
+        if Card.read(name).base is not None:
+            raise ConfigError(
+                f"perturb.attributes: {name} is a forest, which passes no gradient; name another predictor"
+            )
+        found += [Network(**row) for row in attributes.find(name, folder, download).rows(FOOLED)]
+    return tuple(found)
+
+
+def _surrogate(name: str, folder: str | None, download: bool) -> Network:
+    """A recogniser with a gradient. Raises ModelError, and ConfigError for another."""
+    from facecrowd.stages.recognise import NETWORKS
+
+    digest = ""
+    try:
+        digest = models.sha256(
+            models.resolve(os.path.expanduser(name), "recognition", folder=folder, download=download)
+        )
+    except models.Unobtainable:
+        if download or name not in NETWORKS:
+            raise
+    if digest and digest not in [models.MODELS[known].sha256 for known in NETWORKS]:
+        raise ConfigError(
+            f"perturb.surrogates: no gradient passes through {name}, so nothing can be made against it; those that "
+            f"have one: {', '.join(NETWORKS)}"
+        )
+    shown = name if name in models.MODELS else f"the user's own ({os.path.basename(name)})"
+    return Network(shown, SURROGATE, digest, models.licence_of(name, digest))
+
+
 STEERING = "attribute predictor of the renderer"
 TRANSLATOR = "translator of attributes"
 TRANSLATOR_TERMS = (
@@ -177,7 +225,7 @@ def steering(config: ReleaseConfig) -> str:
 def judged_by_another(
     networks: Sequence[Network], judge: attributes.Predictor | None, translator: str | None = None
 ) -> None:
-    """Refuse a judge that rendered what it would judge, or shares weights or people with what did.
+    """Refuse a judge that rendered or perturbed what it would judge, or shares weights or people with what did.
 
     A predictor of the user's own steers the rendering only where it predicts too, and is compared there. A translator
     is what it learned from: the people of its splits, and the predictor that labelled them.
@@ -187,12 +235,13 @@ def judged_by_another(
     if judge is not None and translator is not None:
         _judged_by_no_teacher(judge, translator)
     for network in networks:
-        if judge is None or network.purpose != STEERING:
+        if judge is None or network.purpose not in (STEERING, FOOLED):
             continue
         from facecrowd.stages.attributes import SHIPPED
 
         if network.name in SHIPPED:
-            attributes.independent(judge, network.name, "the predictor that steers the rendering")
+            does = "steers the rendering" if network.purpose == STEERING else "the perturbation fools"
+            attributes.independent(judge, network.name, f"the predictor that {does}")
 
 
 def _judged_by_no_teacher(judge: attributes.Predictor, translator: str) -> None:

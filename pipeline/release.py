@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facecrowd.pipeline import attributes, leaks, preflight, presets, publish, ray_data, steps, summary
+from facecrowd.pipeline import attributes, leaks, perturbation, preflight, presets, publish, ray_data, steps, summary
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.attributes import Looked, Predictors
-from facecrowd.pipeline.audit import IDENTITY_KEPT, Counts, Released, audit
-from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.audit import CLOAKED, IDENTITY_KEPT, Counts, Released, audit
+from facecrowd.pipeline.config import CLOAK, ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, InputError, LeakError, PolicyError, ReleaseError, StoreError
+from facecrowd.pipeline.perturbation import Perturbations
 from facecrowd.pipeline.photos import Listing, listing
 from facecrowd.pipeline.preflight import Network
 from facecrowd.pipeline.progress import Progress
@@ -32,11 +33,13 @@ from facecrowd.pipeline.schema import (
     LINK,
     MEMBERS,
     ORIGINALS,
+    PERTURBATION,
     PHOTOS,
     PLAN,
     PREDICTORS,
     RENDERED,
     RENDERED_PHOTOS,
+    SAMPLE,
     SURROGATES,
     VERSION,
     Manifest,
@@ -46,6 +49,9 @@ from facecrowd.pipeline.translation import Translations
 from facecrowd.stages import models
 from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Stage
+
+if TYPE_CHECKING:
+    from facecrowd.stages.universal import Perturbation
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,17 @@ class Prepared:
     hashes: dict[str, str]
     predictors: Predictors
     renderer: tuple[Network, ...] = ()
+    perturber: tuple[Network, ...] = ()
 
     def lines(self) -> list[str]:
         """What a dry run says."""
         c, photos = self.config, len(self.listing.photos)
         attributes = [self.predictors.line()] if self.predictors != Predictors() else []
-        missing = [n.name for n in self.renderer if not n.sha256]
+        missing = [n.name for n in (*self.renderer, *self.perturber) if not n.sha256]
         fetched = f"; not here yet and fetched first: {', '.join(missing)}" if missing else ""
-        renderer = [f"rendered by {self.renderer[0].name}{fetched}"] if self.renderer else []
+        made = [f"rendered by {self.renderer[0].name}"] if self.renderer else []
+        made += [perturbation.asked(c.perturb)] if c.perturb.on else []
+        renderer = ["; ".join(made) + fetched] if made else []
         named = "" if self.listing.subjects == "clusters" else f" ({self.listing.named_subjects()} people)"
         return [
             f"input: {photos} photos, subjects from {self.listing.subjects}{named}",
@@ -124,12 +133,13 @@ def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
         found.brought,
         config.detect.models,
         not dry,
-        presets.FIVE_PARTS if config.method.keeps_identity else (),
+        (*(presets.FIVE_PARTS if config.method.keeps_identity else ()), *config.perturb.attributes),
     )
     preflight.graphics(config.compute)
     renderer = preflight.renderer(config, download=not dry)
-    preflight.judged_by_another(renderer, speakers.judge, config.method.translator)
-    prepared = Prepared(config, found, hashes, speakers, renderer)
+    perturber = preflight.perturber(config, download=not dry)
+    preflight.judged_by_another((*renderer, *perturber), speakers.judge, config.method.translator)
+    prepared = Prepared(config, found, hashes, speakers, renderer, perturber)
     _apart(prepared)
     preflight.room(config, found.photos)
     if dry:
@@ -220,8 +230,8 @@ class _Run:
         predicted = (self.prepared.listing.brought, c.attributes.unknown_margin)
         method = (c.method.name, c.method.select, c.method.planner if c.method.name == "translation" else "")
         plan = fingerprint(faces, policy, *method, self.prepared.listing.subjects, *people, *predicted)
-        draws, bits = (self.salt, self._rendering().bits) if c.method.neural else ("", None)
-        asked = (c.method.model_dump(), c.output, c.release.quality)
+        draws, bits = (self.salt, self._rendering().bits) if c.neural else ("", None)
+        asked = (c.method.model_dump(), c.perturb.model_dump(), c.output, c.release.quality)
         rendered = fingerprint(plan, *asked, judge, self._renderer, draws, bits)
         return {
             "photos": photos,
@@ -240,8 +250,12 @@ class _Run:
 
     @property
     def _renderer(self) -> list[tuple[str, str]]:
-        """What tells the networks that render from others."""
-        return [(network.name, network.sha256) for network in self.prepared.renderer]
+        """What tells the networks that render and perturb from others."""
+        return [(network.name, network.sha256) for network in self._networks]
+
+    @property
+    def _networks(self) -> tuple[Network, ...]:
+        return (*self.prepared.renderer, *self.prepared.perturber)
 
     def _place(self) -> str:
         """Where the release goes, however the path was written."""
@@ -405,28 +419,25 @@ class _Run:
         plan, faces = self.parts(PLAN, "plan"), self.parts(FACES, "faces")
         rendered = self.parts(RENDERED, "rendered")
         source: ray_data.Source
-        stages: tuple[Stage, ...] = ()
         judge = self._predictor("judge", "rendered")
         # In photo output what is judged is the photo, below.
         of_crops, of_photos = (judge, None) if c.output == "crop" else (None, judge)
         if c.method.of_class:
             surrogates = self.parts(SURROGATES, "rendered")
-            classes = self._surrogates(of_crops, steps.SurrogateSink(surrogates))
+            sink: ray_data.Sink = steps.SurrogateSink(surrogates)
+            made = "surrogates" if c.method.generated else "average"
+            classes = self._drawing(made, self._classes(), self._surrogates, sink, of_crops, planned)
             self._table(surrogates, self._member_parts(planned), self._on_ray(classes))
             self._say_realised(surrogates.read_all(self._member_parts(planned), ["realised"])["realised"].to_pylist())
             own = bool(c.method.keep)
             source = steps.SurrogateSource(plan, surrogates, self.draws, c.method.surrogates, own)
+            sink = steps.RenderedSink(rendered, c.detect.crop_size)
+            step = ray_data.Step("render", source, (), sink, at_once=steps.FACES_AT_ONCE)
         else:
-            source = steps.CropSource(plan, faces)
-            if c.method.translated:
-                source = source if c.method.keeps_identity else self._wanted(source)
-                stages = steps.translate_stages(self._rendering(), c.detect, c.release.quality, of_crops)
-            elif c.method.generated:
-                stages = steps.search_stages(self._rendering(), c.detect, c.release.quality, of_crops)
-            else:
-                stages = steps.obscure_stages(c.detect, c.method, c.release.quality, self.key, of_crops)
-        sink = steps.RenderedSink(rendered, c.detect.crop_size)
-        step = ray_data.Step("render", source, stages, sink, at_once=steps.FACES_AT_ONCE)
+            crops = steps.CropSource(plan, faces)
+            source = self._wanted(crops) if c.method.translated and not c.method.keeps_identity else crops
+            sink = steps.RenderedSink(rendered, c.detect.crop_size)
+            step = self._drawing("render", source, self._altered, sink, of_crops, planned)
         self._table(rendered, self.batches, self._on_ray(step))
         if c.output == "photo":
             photos = self.parts(RENDERED_PHOTOS, "rendered")
@@ -465,13 +476,13 @@ class _Run:
         if told:
             self.progress.say(f"surrogates show, as the steering predictor sees them: {told}")
 
-    def _surrogates(self, judge: str | None, sink: ray_data.Sink) -> ray_data.Step:
-        """The faces of the classes, each made once."""
+    def _classes(self) -> ray_data.Source:
+        """The classes, a row for each face that is to be made of them."""
         c = self.config
         classes = steps.MemberSource(self.parts(MEMBERS, "plan"), self.parts(FACES, "faces"))
         if not c.method.generated:
-            return ray_data.Step("average", classes, steps.average_stages(c.detect, c.release.quality, judge), sink)
-        source = steps.LatentSource(
+            return classes
+        return steps.LatentSource(
             classes,
             self.parts(PLAN, "plan"),
             self.key,
@@ -479,8 +490,91 @@ class _Run:
             own=bool(c.method.keep),
             priors=attributes.priors(preflight.steering(c), c.policy.quasi_identifiers, c.detect.models),
         )
-        stages = steps.latent_stages(self._rendering(), c.detect, c.release.quality, judge)
-        return ray_data.Step("surrogates", source, stages, sink, at_once=steps.FACES_AT_ONCE)
+
+    def _surrogates(self, judge: str | None = None, perturb: Stage | None = None) -> tuple[Stage, ...]:
+        """What makes the faces of the classes, each once."""
+        c = self.config
+        if c.method.generated:
+            return steps.latent_stages(self._rendering(), c.detect, c.release.quality, judge, perturb)
+        return steps.average_stages(c.detect, c.release.quality, judge, perturb)
+
+    def _altered(self, judge: str | None = None, perturb: Stage | None = None) -> tuple[Stage, ...]:
+        """What makes a face of each original."""
+        c = self.config
+        if c.method.translated:
+            return steps.translate_stages(self._rendering(), c.detect, c.release.quality, judge, perturb)
+        if c.method.generated:
+            return steps.search_stages(self._rendering(), c.detect, c.release.quality, judge, perturb)
+        return steps.obscure_stages(c.detect, c.method, c.release.quality, self.key, judge, perturb)
+
+    def _drawing(
+        self,
+        name: str,
+        source: ray_data.Source,
+        stages: Callable[..., tuple[Stage, ...]],
+        sink: ray_data.Sink,
+        judge: str | None,
+        plan: planning.Plan,
+    ) -> ray_data.Step:
+        """A step that makes faces, and perturbs them where that is asked for: those of a class once for all of it."""
+        c = self.config
+        perturb = None
+        if c.perturb.on:
+            vector = self._universal(source, stages(), plan) if c.perturb.name == "universal" else None
+            rendering = self._rendering()
+            perturb = steps.perturb_stage(c.perturb, rendering, c.release.quality, c.method.of_class, vector)
+        made = steps.together(stages(judge, perturb), c.compute.gpus_per_worker)
+        return ray_data.Step(name, source, made, sink, at_once=steps.FACES_AT_ONCE)
+
+    def _universal(self, source: ray_data.Source, stages: tuple[Stage, ...], plan: planning.Plan) -> Perturbation:
+        """The vector of this release, fitted once on a sample of its faces as they are rendered."""
+        c = self.config
+        sample, fitted = self.parts(SAMPLE, "rendered"), self.parts(PERTURBATION, "rendered")
+        picks = self._picks(plan)
+        if c.perturb.surrogates and len({person for _, _, person in picks}) < 2:
+            raise ConfigError(
+                f"perturb.surrogates: a universal vector makes recognisers take people for others, so its sample of "
+                f"{len(picks)} faces needs two people, or classes, at least"
+            )
+        count = -(-len(picks) // steps.IMAGES_PER_PART)
+        drawn = steps.together(steps.sample_stages(stages), c.compute.gpus_per_worker)
+        taken = ray_data.Step(
+            "sample", steps.SampleSource(source, picks), drawn, steps.SampleSink(sample), steps.FACES_AT_ONCE
+        )
+        self._table(sample, count, self._on_ray(taken))
+        fit = steps.fit_stage(c.perturb, self._rendering(), c.release.quality, preflight.steering(c))
+        work = steps.together((fit,), c.compute.gpus_per_worker)
+        sink = steps.PerturbationSink(fitted)
+        self._table(fitted, 1, self._on_ray(ray_data.Step("fit", steps.FitSource(sample, count), work, sink)))
+        vector = steps.perturbation(fitted.read(0))
+        self.progress.say(perturbation.fitted(vector.about))
+        self._keep(vector)
+        return vector
+
+    def _picks(self, plan: planning.Plan) -> tuple[tuple[int, int, str], ...]:
+        """The sample, drawn from all faces that are going to be perturbed: where their source has them, whom they show.
+        Of classes, each is a person of its own."""
+        method, out = self.config.method, []
+        for part in range(self._member_parts(plan)) if method.of_class else ():
+            classes = plan.members_columns(part, steps.CLASSES_PER_PART)["class_id"]
+            shown = classes if method.keep else np.repeat(np.unique(classes), method.surrogates)
+            out += [(part, row, str(class_id)) for row, class_id in enumerate(shown)]
+        if not method.of_class:
+            out = [(int(plan.part[row]), int(plan.row[row]), str(plan.subject_id[row])) for row in plan.kept]
+        count = min(self.config.perturb.sample, len(out))
+        chosen = self.draws.generator("perturb", "sample").permutation(len(out))[:count]
+        return tuple(out[at] for at in sorted(chosen))
+
+    def _keep(self, vector: Perturbation) -> None:
+        """The vector as files of the workspace, to be looked at and used elsewhere."""
+        folder, name = self.workspace.folder.child("perturbations"), self.names["rendered"]
+        if folder.exists(f"{name}.png"):
+            return
+        with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
+            file = Path(scratch) / "vector.safetensors"
+            vector.save(file)
+            folder.write(file.read_bytes(), f"{name}.safetensors")
+        folder.write(vector.picture(), f"{name}.png")
 
     def _wanted(self, crops: steps.CropSource) -> steps.WantedSource:
         """Faces with what they shall show, of what the translator can change."""
@@ -531,7 +625,7 @@ class _Run:
             plan.subjects.split_rate,
             plan.subjects.merged,
             self.prepared.listing.brought,
-            self.prepared.renderer,
+            self._networks,
             plan.planned,
         )
         record.write(self.workspace.folder, self._record())
@@ -540,7 +634,7 @@ class _Run:
             form = publish.storage_format(config, int(plan.images.sum()))
             names: dict[str, list[str]] = {}
             images = self._images(plan, names)
-            note = IDENTITY_KEPT if config.method.keeps_identity else None
+            note = IDENTITY_KEPT if config.method.keeps_identity else CLOAKED if config.method.name == CLOAK else None
             publication.write_images(images, int(plan.images.sum()), form, config.release.shard_images, note)
             self.progress.say(f"publish: {len(publication.rows)} images as {form}")
             self._link(plan, names, publication.rows)
@@ -553,7 +647,7 @@ class _Run:
             if not len(seen.row):
                 raise ReleaseError(f"nothing could be released: {self._first_failure(plan)}")
             used = [*model_rows(config, self.prepared.hashes), *self.prepared.predictors.rows()]
-            used += [asdict(network) for network in self.prepared.renderer]
+            used += [asdict(network) for network in self._networks]
             looked = what_was_looked_at(record, self.workspace, self.prepared.predictors)
             report = audit(config, plan, seen, self.key, counts, len(publication.rows), used, looked)
             # Whatever the scan finds stops the publication, so a report that is read lists none.
@@ -573,16 +667,17 @@ class _Run:
                 owners={name: str(plan.subject_id[row]) for row in plan.kept for name in names.get(ids[row], [])},
             )
             if config.method.of_class:
-                surrogates = self.parts(SURROGATES, "rendered").read_all(
-                    self._member_parts(plan), ["class_id", "embedding"]
-                )
+                # A perturbation hides a face from the very recogniser that would know it again.
+                seen_by = "embedding_before" if config.perturb.on else "embedding"
+                parts = self.parts(SURROGATES, "rendered").read_all(self._member_parts(plan), ["class_id", seen_by])
+                surrogates = parts.rename_columns(["class_id", "embedding"])
                 what = "the face of class {} is one member's, not a mean of several"
                 hits += [
                     leaks.Leak("original pixels", "images", what.format(c)) for c in lone_surrogates(plan, surrogates)
                 ]
             if hits:
                 raise LeakError(f"release not published: {summary.leak_lines([asdict(hit) for hit in hits])}")
-            title = f"facecrowd {config.method.name} release"
+            title = f"facecrowd {summary.made_by(report)} release"
             card = publication.finish(config, title, summary.description(report))
         replace(record, card=card).write(self.workspace.folder, self._record())
         self._warn_of_others(plan)
@@ -683,8 +778,10 @@ class _Run:
 
     def _originals(self) -> set[str]:
         """Hashes of the crops kept in the workspace, less those of faces that a translator found nothing to change in:
-        what is released of them is declared, and counted, as their originals encoded anew."""
-        hashes = set()
+        what is released of them is declared, and counted, as their originals encoded anew. With method none all are."""
+        hashes: set[str] = set()
+        if self.config.method.name == CLOAK:
+            return hashes
         for part in range(self.batches):
             crops = self.parts(FACES, "faces").read(part, ["crop"])["crop"].to_pylist()
             passes = self.parts(RENDERED, "rendered").read(part, ["passes"])["passes"].to_pylist()
@@ -801,7 +898,10 @@ def what_was_looked_at(record: Record, workspace: Workspace, predictors: Predict
     done = None
     if record.config.method.translated:
         done = Translations.read(workspace.parts(RENDERED, record.runs["rendered"]), record.parts)
-    return Looked(predictors, record.brought, margin, predicted, judged, done)
+    perturbed = None
+    if record.config.perturb.on:
+        perturbed = Perturbations.read(workspace, record.runs["rendered"], record.parts, record.config.perturb)
+    return Looked(predictors, record.brought, margin, predicted, judged, done, perturbed)
 
 
 def recorded_predictors(record: Record, workspace: Workspace) -> Predictors:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-VERSION = 6
+VERSION = 7
 ATTRIBUTES = 40
 
 
@@ -45,6 +45,15 @@ _RUN = Column(
 )
 _EMBEDDING = pa.list_(pa.float32())
 _PROBABILITIES = pa.list_(pa.float32(), ATTRIBUTES)
+
+_PERTURBED = (
+    Column("detected_before", pa.bool_(), "as detected, before the face was perturbed; null where it was not"),
+    Column("embedding_before", _EMBEDDING, "as embedding, before the face was perturbed; null where it was not"),
+    Column("attributes_before", _PROBABILITIES, "as attributes, before the face was perturbed; null where it was not"),
+    Column("target", pa.int16(), "tip-im: which target, counted from 0, the last step took it towards; else null"),
+    Column("linf", pa.int16(), "largest change by the perturbation before encoding, in grey levels; null without one"),
+    Column("rms", pa.float32(), "root mean square of these changes, in grey levels; null without one"),
+)
 
 PHOTOS = Manifest(
     "photos",
@@ -163,11 +172,36 @@ SURROGATES = Manifest(
         Column("detected", pa.bool_(), "whether the detector finds a face in it"),
         Column("embedding", _EMBEDDING, "unit vector of the recogniser; in one run all are as long"),
         Column("attributes", _PROBABILITIES, "the judge's probabilities; null where none was asked"),
+        *_PERTURBED,
         Column(
             "realised",
             pa.map_(pa.string(), pa.bool_()),
             "attributes that the face was edited to show: whether the steering predictor sees them in it",
         ),
+    ),
+)
+
+SAMPLE = Manifest(
+    "sample",
+    "one rendered face, not perturbed, that the universal perturbation of a release is fitted on",
+    (
+        _RUN,
+        Column("person", pa.string(), "whom it shows: a subject, or a class's number"),
+        *_STATUS,
+        Column("image", pa.binary(), "the face as JPEG; null in rows that are not ok"),
+    ),
+)
+
+PERTURBATION = Manifest(
+    "perturbation",
+    "the universal perturbation of a release; never leaves the workspace: whoever has it can take it off again",
+    (
+        _RUN,
+        Column("side", pa.int32(), "S, px: it is (3, S, S)"),
+        Column("norm", pa.string(), "linf or l2, of the ball it lies in"),
+        Column("xi", pa.float64(), "radius of the ball in grey levels: largest value, or root of the sum of squares"),
+        Column("vector", pa.binary(), "the whole grey levels that are added, RGB, as little-endian int16"),
+        Column("about", pa.string(), "how it was made, as JSON: targets with their hashes, fooling rates, sample"),
     ),
 )
 
@@ -189,6 +223,7 @@ RENDERED = Manifest(
             _PROBABILITIES,
             "the judge's probabilities on the released pixels; null where none was asked",
         ),
+        *_PERTURBED,
         Column("search_loss", pa.float32(), "deepblur, inpaint: loss of the latent search at its end; else null"),
         Column(
             "search_steps", pa.int32(), "deepblur, inpaint: steps the search took (inpaint: its second half); else null"
@@ -282,7 +317,21 @@ SHARD = Manifest(
     ),
 )
 
-WORKSPACE = (PHOTOS, FACES, PREDICTORS, PLAN, MEMBERS, SURROGATES, RENDERED, RENDERED_PHOTOS, JUDGED, ORIGINALS, LINK)
+WORKSPACE = (
+    PHOTOS,
+    FACES,
+    PREDICTORS,
+    PLAN,
+    MEMBERS,
+    SAMPLE,
+    PERTURBATION,
+    SURROGATES,
+    RENDERED,
+    RENDERED_PHOTOS,
+    JUDGED,
+    ORIGINALS,
+    LINK,
+)
 
 
 def dictionary() -> str:

@@ -1,11 +1,15 @@
 """The steps of a release that touch pixels: for each, its source, its stages and its sink, all picklable.
 
 detect      photos → ReadPhotos, Detect, Align, [Attributes], Embed, Encode → faces
-surrogates  members + crops (+ plan) → Surrogate | Average, Encode, Judge, [Attributes] → surrogates   (k-same)
-render      faces + plan (+ surrogates) → [DecodeCrop, Obscure | DeepBlur | Inpaint | [Regions], Translate, Encode,
-            Judge, [Attributes]] → rendered
+sample      some rows of the next step, rendered → Encode → sample                       (perturb: universal)
+fit         sample → Fit → perturbation                                                  (perturb: universal)
+surrogates  members + crops (+ plan) → Surrogate | Average, *shown → surrogates          (k-same)
+render      faces + plan (+ surrogates) → [DecodeCrop, [Obscure | DeepBlur | Inpaint | [Regions], Translate], *shown]
+            → rendered
 blend       photos + faces + rendered → ReadPhotos, Blend, Encode → rendered_photos      (output: photo)
 look        faces + plan → Attributes → originals                                        (where there is a judge)
+
+*shown is Encode, Judge, [Attributes]; where faces are perturbed they are shown twice, before and after.
 
 Attributes are inferred only where a predictor is named; its networks, and the generator's, are imported only then.
 
@@ -15,16 +19,19 @@ generator to whatever alters it, to the encoder of files and to the judges witho
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, fields
-from typing import Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from facecrowd.pipeline.attributes import truth
+from facecrowd.pipeline.config import CLOAK, Method
 from facecrowd.pipeline.config import Detect as DetectConfig
-from facecrowd.pipeline.config import Method
+from facecrowd.pipeline.config import Perturb as PerturbConfig
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.publish import read_images
 from facecrowd.pipeline.schema import ATTRIBUTES
@@ -32,7 +39,7 @@ from facecrowd.pipeline.storage import Folder, Parts
 from facecrowd.privacy.attributes import ANY
 from facecrowd.stages.align import Align
 from facecrowd.stages.average import Average
-from facecrowd.stages.batch import take
+from facecrowd.stages.batch import concatenate, take
 from facecrowd.stages.blend import Blend
 from facecrowd.stages.decode import DecodeImages, ReadPhotos
 from facecrowd.stages.detect import Detect
@@ -42,6 +49,9 @@ from facecrowd.stages.judge import Judge
 from facecrowd.stages.obscure import Blur, Mask, Noise, Obscure, Pixelate
 from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Batch, Resources, Stage, rows
+
+if TYPE_CHECKING:
+    from facecrowd.stages.universal import Perturbation
 
 CLASSES_PER_PART = 32
 FACES_AT_ONCE = 64
@@ -242,6 +252,7 @@ class SurrogateSink:
                 "detected": [bool(d) if o else None for o, d in zip(ok, batch["detected"], strict=True)],
                 "embedding": _where(ok, batch["embedding"]),
                 "attributes": _probabilities(batch),
+                **_perturbed(batch, ok),
                 "realised": _realised(batch),
             },
         )
@@ -299,7 +310,11 @@ def together(stages: tuple[Stage, ...], gpus: float) -> tuple[Stage, ...]:
 
 
 def latent_stages(
-    rendering: Rendering, config: DetectConfig, quality: int, predictor: str | None = None
+    rendering: Rendering,
+    config: DetectConfig,
+    quality: int,
+    predictor: str | None = None,
+    perturb: Stage | None = None,
 ) -> tuple[Stage, ...]:
     from facecrowd.stages.edits import SHIPPED_DIRECTIONS
     from facecrowd.stages.networks import encoder
@@ -318,15 +333,25 @@ def latent_stages(
         half=rendering.half,
         folder=rendering.folder,
     )
-    return together((surrogate, Encode(column="rendered", quality=quality), *judges(config, predictor)), rendering.gpus)
+    return together((surrogate, *shown(config, quality, predictor, perturb)), rendering.gpus)
 
 
-def average_stages(config: DetectConfig, quality: int, predictor: str | None = None) -> tuple[Stage, ...]:
-    return (
-        Average(size=config.crop_size),
-        Encode(column="rendered", quality=quality),
-        *judges(config, predictor),
-    )
+def average_stages(
+    config: DetectConfig, quality: int, predictor: str | None = None, perturb: Stage | None = None
+) -> tuple[Stage, ...]:
+    return Average(size=config.crop_size), *shown(config, quality, predictor, perturb)
+
+
+def shown(
+    config: DetectConfig, quality: int, predictor: str | None = None, perturb: Stage | None = None
+) -> tuple[Stage, ...]:
+    """Rendered pixels made a file and judged; where they are perturbed, without the perturbation and then with it."""
+    last = (Encode(column="rendered", quality=quality), *judges(config, predictor))
+    if perturb is None:
+        return last
+    from facecrowd.stages.perturb import Before
+
+    return (*last, Before(), perturb, *last)
 
 
 def judges(config: DetectConfig, predictor: str | None = None, column: str = "image") -> tuple[Stage, ...]:
@@ -390,10 +415,17 @@ class Faces:
     detected: list[bool | None]
     embedding: list[Any]
     attributes: list[Any]
+    detected_before: list[bool | None]
+    embedding_before: list[Any]
+    attributes_before: list[Any]
+    target: list[int | None]
+    linf: list[int | None]
+    rms: list[float | None]
 
     @classmethod
     def empty(cls, rows: int) -> Faces:
-        return cls([None] * rows, [None] * rows, [None] * rows, [None] * rows)
+        columns: dict[str, Any] = {f.name: [None] * rows for f in fields(cls)}
+        return cls(**columns)
 
     def set(self, row: int, found: pa.Table, at: int) -> None:
         for name, column in self.columns().items():
@@ -460,6 +492,7 @@ class RenderedSink:
                 "detected": [bool(d) if o else None for o, d in zip(ok, batch["detected"], strict=True)],
                 "embedding": _where(ok, batch["embedding"]),
                 "attributes": _probabilities(batch),
+                **_perturbed(batch, ok),
                 **{
                     name: self._found(batch, name, ok)
                     for name in ("search_loss", "search_steps", "converged", "passes")
@@ -486,8 +519,16 @@ class RenderedSink:
 
 
 def obscure_stages(
-    config: DetectConfig, method: Method, quality: int, key: RunKey, predictor: str | None = None
+    config: DetectConfig,
+    method: Method,
+    quality: int,
+    key: RunKey,
+    predictor: str | None = None,
+    perturb: Stage | None = None,
 ) -> tuple[Stage, ...]:
+    """A baseline; with method none, the crop as it is."""
+    if method.name == CLOAK:
+        return DecodeImages("crop_image", "rendered"), *shown(config, quality, predictor, perturb)
     how: dict[str, Blur | Pixelate | Mask | Noise] = {
         "blur": Blur(method.sigma),
         "pixelate": Pixelate(method.blocks),
@@ -497,13 +538,16 @@ def obscure_stages(
     return (
         DecodeImages("crop_image", "crop"),
         Obscure(how[method.name], key),
-        Encode(column="rendered", quality=quality),
-        *judges(config, predictor),
+        *shown(config, quality, predictor, perturb),
     )
 
 
 def search_stages(
-    rendering: Rendering, config: DetectConfig, quality: int, predictor: str | None = None
+    rendering: Rendering,
+    config: DetectConfig,
+    quality: int,
+    predictor: str | None = None,
+    perturb: Stage | None = None,
 ) -> tuple[Stage, ...]:
     """DeepBlur or inpainting."""
     from facecrowd.stages.deepblur import DeepBlur
@@ -527,13 +571,15 @@ def search_stages(
         DeepBlur(method.latent_sigma, how) if method.name == "deepblur" else Inpaint("drawn", rendering.key, how)
     )
     first = DecodeImages("crop_image", "crop")
-    return together(
-        (first, stage, Encode(column="rendered", quality=quality), *judges(config, predictor)), rendering.gpus
-    )
+    return together((first, stage, *shown(config, quality, predictor, perturb)), rendering.gpus)
 
 
 def translate_stages(
-    rendering: Rendering, config: DetectConfig, quality: int, predictor: str | None = None
+    rendering: Rendering,
+    config: DetectConfig,
+    quality: int,
+    predictor: str | None = None,
+    perturb: Stage | None = None,
 ) -> tuple[Stage, ...]:
     """Attribute translation; for identity-preserving in the parts that are least tied to the person."""
     from facecrowd.stages.regions import Regions
@@ -562,8 +608,135 @@ def translate_stages(
         half=rendering.half,
         folder=rendering.folder,
     )
-    first, last = DecodeImages("crop_image", "crop"), Encode(column="rendered", quality=quality)
-    return together((first, *regions, stage, last, *judges(config, predictor)), rendering.gpus)
+    first = DecodeImages("crop_image", "crop")
+    return together((first, *regions, stage, *shown(config, quality, predictor, perturb)), rendering.gpus)
+
+
+# --------------------------------------------------------------------------------------------------------- perturb
+
+
+def perturb_stage(
+    config: PerturbConfig, rendering: Rendering, quality: int, of_class: bool, vector: Perturbation | None = None
+) -> Stage:
+    """What perturbs a rendered face; ``vector``: what ``universal`` adds. The face of a class, which has no id, is told
+    from others by its class."""
+    from facecrowd.stages.perturb import Perturb
+    from facecrowd.stages.tipim import Mask, TipIm
+    from facecrowd.stages.universal import Universal
+
+    names = ("class_id", "variant", "face_id") if of_class else ("face_id",)
+    if config.name == "universal":
+        assert vector is not None
+        return Perturb(Universal(vector), names)
+    how = Mask(
+        epsilon=float(config.bound or 0),
+        alpha=config.step,
+        steps=config.steps,
+        norm=config.norm,
+        choice="advnoise" if config.name == "advnoise" else "G",
+        gamma=config.gamma,
+        # Over a batch a face's mask would depend on who else is in it, and on how the work is cut.
+        naturalness="augment",
+        jpeg=quality if config.jpeg else None,
+    )
+    masks = TipIm(
+        rendering.key,
+        how,
+        surrogates=[os.path.expanduser(name) for name in config.surrogates],
+        targets=config.targets,
+        device=rendering.device,
+        folder=rendering.folder,
+    )
+    return Perturb(masks, names)
+
+
+def sample_stages(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Of the stages of a step those that render, and a file of what they make."""
+    render = tuple(takewhile(lambda stage: not isinstance(stage, Encode), stages))
+    return (*render, Encode(column="rendered", quality=CROP_QUALITY))
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """Rows of another source.
+
+    picks : part and row there, and whom the face shows
+    """
+
+    source: Any
+    picks: tuple[tuple[int, int, str], ...]
+
+    def __call__(self, part: int) -> Batch:
+        chosen = self.picks[part * IMAGES_PER_PART : (part + 1) * IMAGES_PER_PART]
+        batches = []
+        for of in sorted({pick[0] for pick in chosen}):
+            batch = take(self.source(of), [row for at, row, _ in chosen if at == of])
+            batches.append({**batch, "person": [person for at, _, person in chosen if at == of]})
+        return concatenate(batches)
+
+
+@dataclass(frozen=True)
+class SampleSink:
+    sample: Parts
+
+    def __call__(self, part: int, batch: Batch) -> int:
+        ok = [s == OK for s in batch["status"]]
+        same = {name: list(batch[name]) for name in ("person", "status", "reason")}
+        return self.sample.write(part, {**same, "image": _where(ok, batch["image"])})
+
+
+@dataclass(frozen=True)
+class FitSource:
+    """The whole sample as one row."""
+
+    sample: Parts
+    parts: int
+
+    def __call__(self, part: int) -> Batch:
+        found = self.sample.read_all(self.parts, ["person", "status", "image"]).to_pylist()
+        live = [row for row in found if row["status"] == OK]
+        return {"crops": [[row["image"] for row in live]], "people": [[row["person"] for row in live]]}
+
+
+def fit_stage(config: PerturbConfig, rendering: Rendering, quality: int, predictor: str) -> Stage:
+    from facecrowd.stages.perturb import Fit
+
+    return Fit(
+        rendering.key,
+        [os.path.expanduser(name) for name in config.surrogates],
+        config.attributes,
+        predictor,
+        config.norm,
+        float(config.bound or 0),
+        quality if config.jpeg else None,
+        rendering.device,
+        rendering.folder,
+    )
+
+
+@dataclass(frozen=True)
+class PerturbationSink:
+    perturbation: Parts
+
+    def __call__(self, part: int, batch: Batch) -> int:
+        found = batch["perturbation"]
+        columns = {
+            "side": [one.vector.shape[-1] for one in found],
+            "norm": [one.norm for one in found],
+            "xi": [one.xi for one in found],
+            "vector": [one.vector.astype("<i2").tobytes() for one in found],
+            "about": [json.dumps(one.about, sort_keys=True) for one in found],
+        }
+        return self.perturbation.write(part, columns)
+
+
+def perturbation(table: pa.Table) -> Perturbation:
+    """The perturbation of such a row."""
+    from facecrowd.stages.universal import Perturbation
+
+    (row,) = table.to_pylist()
+    vector = np.frombuffer(row["vector"], "<i2").reshape(3, row["side"], row["side"]).copy()
+    return Perturbation(vector, row["norm"], row["xi"], json.loads(row["about"]))
 
 
 # ----------------------------------------------------------------------------------------------------------- blend
@@ -737,6 +910,19 @@ def _probabilities(batch: Batch) -> list[Any]:
         return [None] * rows(batch)
     found = zip(batch.get("status", [OK] * rows(batch)), batch["attributes"], strict=True)
     return [cell if status == OK and cell is not None else None for status, cell in found]
+
+
+def _perturbed(batch: Batch, ok: list[bool]) -> Batch:
+    """What the perturbation did to the faces of a batch, and what the judges said before; None where there was none."""
+    missing = [None] * len(ok)
+    out: Batch = {
+        name: _where(ok, np.asarray(batch[name], dtype=object).tolist() if name in batch else missing)
+        for name in ("detected_before", "target", "linf", "rms")
+    }
+    out["target"] = [None if target is None or target < 0 else target for target in out["target"]]
+    for name in ("embedding_before", "attributes_before"):
+        out[name] = _where(ok, batch.get(name, missing))
+    return out
 
 
 def _floats(cells: list[Any], size: int) -> np.ndarray:

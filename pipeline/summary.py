@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from facecrowd.pipeline import translation
+from facecrowd.pipeline import perturbation, translation
+from facecrowd.pipeline.config import CLOAK
 
 Audit = dict[str, Any]
 
@@ -36,6 +37,7 @@ def verdict_lines(audit: Audit) -> list[str]:
         lines.append(attack_line(attack))
     lines += attribute_lines(audit)
     lines += translation.lines(audit.get("translation"))
+    lines += perturbation.lines(audit.get("perturbation"))
     lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"]]
     return [*lines, conclusion(audit)]
 
@@ -52,6 +54,11 @@ def conclusion(audit: Audit) -> str:
         return (
             "verdict: what the policy asks holds; recognisers are MEANT to match these faces, so this is no "
             "de-identification"
+        )
+    if audit["method"] == CLOAK:
+        return (
+            "verdict: what the policy asks holds; these are original faces, which people know as before: what hides "
+            "them from recognisers is measured, not guaranteed"
         )
     if audit["method"] == "translation":
         return (
@@ -73,6 +80,7 @@ def _label_lines(audit: Audit) -> list[str]:
 def attack_line(attack: dict[str, Any]) -> str:
     head = f"rank-1 by {attack['recogniser']}, gallery: {attack['gallery']}"
     head += " (intended: recognisers are meant to match)" if attack.get("intended") else ""
+    head += f", {attack['when']}" if "when" in attack else ""
     if "not_measured" in attack:
         return f"{head}: not measured ({attack['not_measured']})"
     return (
@@ -104,7 +112,10 @@ def attribute_lines(audit: Audit) -> list[str]:
     for row in found["shown"]:
         predicted = row["attribute"] in found["predicted"]
         value = f"the value predicted by {found['predictor']}" if predicted else "their own value"
-        lines.append(f"{row['attribute']} shown, measured against predictor {found['judge']}: {_shown(row, value)}")
+        when = f", {row['when']}" if "when" in row else ""
+        lines.append(
+            f"{row['attribute']} shown, measured against predictor {found['judge']}{when}: {_shown(row, value)}"
+        )
     return lines
 
 
@@ -134,11 +145,19 @@ def leak_lines(leaks: list[dict[str, str]]) -> str:
 
 def description(audit: Audit) -> str:
     counts = audit["counts"]
-    how = "altered, not anonymised, by" if audit.get("recognisers") else "anonymised by"
+    kept = audit.get("recognisers") or audit["method"] == CLOAK
+    how = "altered, not anonymised, by" if kept else "anonymised by"
     return (
         f"{counts['released_images']} images of {counts['subjects_released']} people, "
-        f"{how} {audit['method']}. {audit['guarantee']['text']}"
+        f"{how} {made_by(audit)}. {audit['guarantee']['text']}"
     )
+
+
+def made_by(audit: Audit) -> str:
+    """The method, and what perturbed its faces."""
+    perturbed = audit.get("perturbation")
+    methods = [audit["method"]] if audit["method"] != CLOAK else []
+    return " + ".join([*methods, *([perturbed["name"]] if perturbed else [])])
 
 
 def readme(audit: Audit, form: str) -> str:
@@ -150,7 +169,7 @@ def readme(audit: Audit, form: str) -> str:
         "webdataset": "`images/shard-*.tar` (WebDataset: `<name>.jpg` and `<name>.json`)",
     }[form]
     what = "aligned faces" if audit["output"] == "crop" else "whole photos with their faces replaced or covered"
-    kept = audit.get("recognisers")
+    kept = audit.get("recognisers") or audit["method"] == CLOAK
     table = ["| requirement | asked | found | met | kind | |", "| --- | --- | --- | --- | --- | --- |"]
     table += [
         f"| {r['name']} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else '**no**'} "
@@ -159,7 +178,7 @@ def readme(audit: Audit, form: str) -> str:
     ]
     return "\n".join(
         [
-            f"# {'Altered faces of recognisable people' if kept else 'Anonymised faces'} ({audit['method']})",
+            f"# {'Altered faces of recognisable people' if kept else 'Anonymised faces'} ({made_by(audit)})",
             "",
             *([] if audit["met"] else ["**This release does NOT meet its own policy; see the table.**", ""]),
             f"{counts['released_images']} images ({what}) of {counts['subjects_released']} people in "
@@ -177,6 +196,7 @@ def readme(audit: Audit, form: str) -> str:
             *[f"- {attack_line(a)}" for a in audit["reidentification"]],
             *[f"- {line}" for line in attribute_lines(audit)],
             *[f"- {line}" for line in translation.lines(audit.get("translation"))],
+            *[f"- {line}" for line in perturbation.lines(audit.get("perturbation"))],
             "",
             "## What is here",
             "",

@@ -150,7 +150,8 @@ def lines(found: dict[str, Any] | None) -> list[str]:
     for row in found["attributes"]:
         seen = [(f"{found['steering']} (which steers)", "realised", "faces", "changed", "to_change")]
         if "judged" in row:
-            seen.append((found["judge"], "judge_realised", "judged", "judge_changed", "judge_to_change"))
+            when = f" {row['when']}" if "when" in row else ""
+            seen.append((f"{found['judge']}{when}", "judge_realised", "judged", "judge_changed", "judge_to_change"))
         said = [
             f"as {name} sees it, {_of(row[every], row[faces])} show it and {_of(row[new], row[these])} to change"
             for name, every, faces, new, these in seen
