@@ -116,7 +116,7 @@ def test_sgd_fools_as_many_as_arts_universal_perturbation_in_a_tenth_of_its_time
     from art.attacks.evasion import UniversalPerturbation
     from art.estimators.classification import PyTorchClassifier
 
-    xi = 8.0
+    xi, sample = 8.0, sample[:40]
     model = PyTorchClassifier(toy.network, nn.CrossEntropyLoss(), (3, SIDE, SIDE), 10, clip_values=(0, 1))
     random.seed(0)
     settings = {"verbose": False, "max_iter": 10, "epsilon": 0.02, "batch_size": 1}
