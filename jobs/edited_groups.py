@@ -7,6 +7,7 @@ edited picture's colours. What is left is a pair that differs in little else, wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -32,6 +33,7 @@ SIZE = 128
 KEPT = 96
 """At least so many are kept, so that trainings at smaller sizes share a file."""
 
+CHUNK = 20
 VARIANTS = 4
 BEYOND = (1.0, 2.5)
 """How far past the threshold an edit aims, in logits, try by try: of the region alone the predictor sees less."""
@@ -77,31 +79,32 @@ def groups(
     count: int, attributes: Sequence[str], side: int, work: Path, say: Callable[[str], None]
 ) -> tuple[Tensor, Tensor]:
     """Generated faces, each with ``VARIANTS`` others that differ in one attribute, and what the predictor that steers
-    sees in them: (B, 1 + VARIANTS, 3, side, side) uint8 and (B, 1 + VARIANTS, A) of 0 and 1. Kept in ``work``.
+    sees in them: (B, 1 + VARIANTS, 3, side, side) uint8 and (B, 1 + VARIANTS, A) of 0 and 1. Kept in ``work``, by the
+    chunk: a killed run goes on, and a larger one builds on a smaller.
 
     An edit that the predictor does not see is made stronger, once; then it stays, and its values tell.
     """
-    kept = work / "groups.pt"
     larger = max(side, KEPT)
-    told = json.dumps([count, list(attributes), larger, SEED, VARIANTS, BEYOND])
-    if kept.exists():
-        stored = torch.load(kept, weights_only=True)
-        if stored["told"] == told:
-            return shrunk(stored["photos"], side), stored["values"]
-    maker = Maker(attributes)
-    draw = torch.Generator().manual_seed(SEED)
-    pixels, values = [], []
-    for number in range(count):
-        pictures, seen = maker.group(draw)
-        x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-        pixels.append(shrunk(x, larger))
-        values.append(torch.from_numpy(seen))
-        if number % 100 == 0:
-            say(f"generated groups: {number} of {count}")
-    found = torch.stack(pixels), torch.stack(values)
-    work.mkdir(parents=True, exist_ok=True)
-    training.write({"told": told, "photos": found[0], "values": found[1]}, kept)
-    return shrunk(found[0], side), found[1]
+    told = json.dumps([list(attributes), larger, SEED, VARIANTS, BEYOND, LIMIT])
+    folder = work / f"groups-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    maker: Maker | None = None
+    chunks = []
+    for first in range(0, count, CHUNK):
+        file = folder / f"{first:06d}.pt"
+        if not file.exists():
+            maker = maker or Maker(attributes)
+            say(f"generated groups: {first} of {count}")
+            pixels, values = [], []
+            for number in range(first, first + CHUNK):
+                pictures, seen = maker.group(training.generator(SEED, number))
+                x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+                pixels.append(shrunk(x, larger))
+                values.append(torch.from_numpy(seen))
+            training.write({"photos": torch.stack(pixels), "values": torch.stack(values)}, file)
+        chunks.append(torch.load(file, weights_only=True))
+    photos, told_values = (torch.cat([chunk[name] for chunk in chunks])[:count] for name in ("photos", "values"))
+    return shrunk(photos, side), told_values
 
 
 def shrunk(x: Tensor, side: int) -> Tensor:

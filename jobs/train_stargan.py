@@ -6,7 +6,12 @@ generated faces (``edited_groups``): the same face with other attributes, to be 
 and teaches in minutes what the adversarial one needs days for.
 
     L_D = L_adv + gp GP + cls L_cls(real)
-    L_G = -L_adv + cls L_cls(fake) + rec L_rec + pair |G(x, c) - y|^2 / |x - y|^2 + id(step) L_id
+    L_G = -L_adv + cls L_cls(fake) + rec L_rec + pair |G(x, c) - y|^2 / |x - y|^2 + teach L_teach + calm L_calm
+          + id(step) L_id
+
+L_teach asks predictors that were trained before (as adaptive obfuscation's attribute discriminator was), in turns, and
+stops asking where they agree; L_calm is the total variation of the change, which keeps it from patterns that only they
+see. What they say of the result is no evidence for it: that is for the judge.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from facecrowd.jobs import training
-from facecrowd.jobs.edited_groups import VARIANTS, groups
+from facecrowd.jobs.edited_groups import KEPT, VARIANTS, groups
 from facecrowd.jobs.labelled import CACHE, Faces
 from facecrowd.jobs.labelled import faces as faces_of
 from facecrowd.pipeline.errors import ConfigError
@@ -49,6 +54,12 @@ SHOWN = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young", "Wearing_Lip
 IDENTITY = "arcface-mobilefacenet"
 """The recogniser of L_id."""
 
+TEACHERS = (STEER, "attributes-googlenet")
+"""Predictors of L_teach; neither shares people or backbone with the judge."""
+
+MARGIN = 1.5
+"""So far beyond its threshold, in logits, a teacher's opinion counts as settled."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -58,7 +69,8 @@ class Preset:
     warm : steps on pairs alone, at a rate of their own, before the discriminator joins
     smooth : differences below it are squared in L_rec, above it taken as they are; 0 is the papers' L1, which holds a
         network that begins as the identity where it is
-    cls, rec, pair, id, gp : weights of the losses; of L_id the last, reached linearly from half of the steps on
+    cls, rec, pair, teach, calm, id, gp : weights of the losses; of L_id the last, reached linearly from half of the
+        steps on
     decay : of the generator's moving average; 0 is none
     """
 
@@ -81,18 +93,28 @@ class Preset:
     warm: int = 0
     warm_rate: float = 2e-3
     smooth: float = 0.5
+    teach: float = 1.0
+    calm: float = 2.0
     id: float = 0.0
     gp: float = 10.0
     decay: float = 0.999
 
 
-PAPER: dict[str, Any] = {"residual": False, "encoding": "target", "augment": False, "decay": 0.0, "smooth": 0.0}
+PAPER: dict[str, Any] = {
+    "residual": False,
+    "encoding": "target",
+    "augment": False,
+    "decay": 0.0,
+    "smooth": 0.0,
+    "teach": 0.0,
+    "calm": 0.0,
+}
 PRESETS = {
-    "cpu": Preset(4_000, 12, 1, 64, 32, groups=400, rate=3e-4, layers=5, warm=2_500, hold=0.7),
+    "cpu": Preset(2_400, 10, 1, 64, 32, groups=240, rate=3e-4, layers=5, warm=1_000, hold=0.6, decay=0.995),
     "gpu": Preset(11_000, 64, 5, 128, 64, groups=6_000, rate=2e-4, warm=3_000),
     "anonymousnet": Preset(40_000, 16, **PAPER),
     "adaptive": Preset(0, 16, epochs=20, id=1.0, **PAPER),
-    "identity": Preset(600, 12, 1, 64, 32, groups=400, rate=1e-4, layers=5, hold=0.0, id=4.0),
+    "identity": Preset(600, 12, 1, 64, 32, groups=240, rate=1e-4, layers=5, hold=0.0, id=4.0),
     "smoke": Preset(4, 2, 2, 64, 8, groups=HELD + 2, layers=4, warm=1),
 }
 """The papers': AnonymousNet has StarGAN's 200,000 discriminator steps of 16; adaptive obfuscation 10 + 10 epochs and
@@ -110,6 +132,19 @@ class Data:
 
     def to(self, device: torch.device) -> Data:
         return Data(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N faces: large (N, 3, L, L) as they are kept, x (N, 3, S, S) as the network sees them, both in [-1, 1]; c (N, A);
+    values before and after (N, A); y (P, 3, S, S), what the last P of them shall become."""
+
+    large: Tensor
+    x: Tensor
+    c: Tensor
+    before: Tensor
+    after: Tensor
+    y: Tensor
 
 
 class StarganTask:
@@ -147,6 +182,11 @@ class StarganTask:
         self.optimisers = [torch.optim.Adam(n.parameters(), preset.rate, betas=(0.5, 0.999)) for n in both]
         self.recogniser = MobileFaceNet.load(models.path(IDENTITY)).to(self.device) if preset.id else None
         self.chip = chip.Chip(preset.side).to(self.device)
+        self.columns = [ATTRIBUTES.index(name) for name in attributes]
+        self.teachers = [Predictor.load(name, device=str(self.device)) for name in TEACHERS] if preset.teach else []
+        self.thresholds = [
+            torch.logit(torch.from_numpy(t.calibration.threshold))[self.columns].to(self.device) for t in self.teachers
+        ]
         # Pictures of a face that differ in what is seen: a group and two of its places.
         seen = self.data.group_values[HELD:]
         self.pairs = (seen[:, :, None] != seen[:, None]).any(-1).nonzero() + torch.tensor([HELD, 0, 0]).to(self.device)
@@ -161,9 +201,8 @@ class StarganTask:
     def half(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def batch(self, draw: torch.Generator, photos: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """x (N, 3, S, S), c (N, A), target values (N, A), and y of the last rows, which are pairs, (P, 3, S, S), with
-        the source values (N, A); ``photos`` : whether there are others than pairs."""
+    def batch(self, draw: torch.Generator, photos: bool = True) -> Batch:
+        """Photos with another's values, and pairs; ``photos`` : whether there are others than pairs."""
         x, source, target = [], [], []
         n = self.preset.batch
         if len(self.data.photos) and photos:
@@ -181,12 +220,16 @@ class StarganTask:
             y = self.data.group_photos[rows, other]
         before, after = torch.cat(source), torch.cat(target)
         flip = training.share(torch.rand(n, 1, 1, 1, generator=draw)).to(self.device) < 0.5
-        flips = flip.repeat(len(x), 1, 1, 1)
-        faces = _scaled(torch.cat(x))
-        faces = torch.where(flips, faces.flip(3), faces)
-        pair = _scaled(y)
-        pair = torch.where(flip[: len(pair)], pair.flip(3), pair) if len(pair) else pair
-        return faces, self.generator.condition(before.round(), after.round()), after, pair, before
+        large, pair = _scaled(torch.cat(x)), self.small(_scaled(y))
+        large = torch.where(flip.repeat(len(x), 1, 1, 1), large.flip(3), large)
+        pair = torch.where(flip[: len(pair)], pair.flip(3), pair)
+        c = self.generator.condition(before.round(), after.round())
+        return Batch(large, self.small(large), c, before, after, pair)
+
+    def small(self, x: Tensor) -> Tensor:
+        """Pictures at the network's side."""
+        side = self.preset.side
+        return F.interpolate(x, (side, side), mode="area") if len(x) and x.shape[-1] != side else x
 
     def mixed(self, source: Tensor, other: Tensor, draw: torch.Generator) -> Tensor:
         """Target values: another face's, all of them as in the papers; with differences half of them, chosen anew for
@@ -212,16 +255,16 @@ class StarganTask:
                 group["lr"] = rate
         figures: dict[str, float] = {}
         if warming:
-            x, c, _, y, _ = self.batch(draw, photos=False)
+            b = self.batch(draw, photos=False)
             with self.half():
-                fake = self.generator(x, c).float()
-            loss = difference_left(fake, x, y)
+                fake = self.generator(b.x, b.c).float()
+            loss = difference_left(fake, b.x, b.y)
             self.update(0, loss)
             figures = {"g_pair": self.preset.pair * float(loss.detach())}
         else:
             for _ in range(self.preset.critics):
                 figures = self.criticise(draw)
-            figures |= self.generate(draw, done)
+            figures |= self.generate(draw, done, number)
         with torch.no_grad():
             decay = min(self.preset.decay, (number + 1) / (number + 10)) if self.preset.decay else 0.0
             for slow, fast in zip(self.average.parameters(), self.generator.parameters(), strict=True):
@@ -230,47 +273,73 @@ class StarganTask:
 
     def criticise(self, draw: torch.Generator) -> dict[str, float]:
         """One update of the discriminator."""
-        x, c, _, _, values = self.batch(draw)
+        b = self.batch(draw)
         with torch.no_grad(), self.half():
-            fake = self.generator(x, c).float()
-        real = self.seen(x, draw)
+            fake = self.generator(b.x, b.c).float()
+        real = self.seen(b.x, draw)
         fake = self.seen(fake, draw)
         with self.half():
             score, logits = self.discriminator(real)
             other, _ = self.discriminator(fake)
         adversarial = other.float().mean() - score.float().mean()
-        alpha = torch.rand(len(x), 1, 1, 1, generator=draw).to(self.device)
+        alpha = torch.rand(len(real), 1, 1, 1, generator=draw).to(self.device)
         penalty = stargan.gradient_penalty(self.discriminator, real, fake, alpha)
-        cls = stargan.classification(logits, values)
+        cls = stargan.classification(logits, b.before)
         self.update(1, adversarial + self.preset.gp * penalty + self.preset.cls * cls)
         return {"d_adv": float(adversarial.detach()), "d_gp": float(penalty.detach()), "d_cls": float(cls.detach())}
 
-    def generate(self, draw: torch.Generator, done: float) -> dict[str, float]:
+    def generate(self, draw: torch.Generator, done: float, number: int) -> dict[str, float]:
         """One update of the generator; ``done`` : share of the steps with a discriminator."""
-        x, c, target, y, before = self.batch(draw)
-        photos = len(x) - len(y)
+        b = self.batch(draw)
+        photos = len(b.x) - len(b.y)
         with self.half():
-            fake = self.generator(x, c)
+            fake = self.generator(b.x, b.c)
             score, logits = self.discriminator(self.seen(fake, draw))
         fake = fake.float()
         # Of a discriminator that has just begun nothing can be learned.
         trust = min(1.0, done * 10) if self.warm else 1.0
         losses = {
             "g_adv": -trust * score.float().mean(),
-            "g_cls": trust * self.preset.cls * stargan.classification(logits, target),
+            "g_cls": trust * self.preset.cls * stargan.classification(logits, b.after),
         }
         if photos:
-            back = self.generator.condition(target[:photos].round(), before[:photos].round())
+            back = self.generator.condition(b.after[:photos].round(), b.before[:photos].round())
             with self.half():
                 again = self.generator(fake[:photos], back).float()
-            losses["g_rec"] = self.preset.rec * F.smooth_l1_loss(again, x[:photos], beta=self.preset.smooth)
-        if len(y):
-            losses["g_pair"] = self.preset.pair * difference_left(fake[photos:], x[photos:], y)
+            losses["g_rec"] = self.preset.rec * F.smooth_l1_loss(again, b.x[:photos], beta=self.preset.smooth)
+        if len(b.y):
+            losses["g_pair"] = self.preset.pair * difference_left(fake[photos:], b.x[photos:], b.y)
+        if self.teachers:
+            losses["g_teach"] = self.preset.teach * self.taught(b, fake, draw, number)
+            change = fake - b.x
+            rough = (change[..., 1:] - change[..., :-1]).abs().mean() + (
+                change[..., 1:, :] - change[..., :-1, :]
+            ).abs().mean()
+            losses["g_calm"] = self.preset.calm * rough
         grown = max(0.0, done * 2 - 1)
         if self.recogniser is not None and grown > 0:
-            losses["g_id"] = self.preset.id * grown * self.identity_loss(x, fake)
+            losses["g_id"] = self.preset.id * grown * self.identity_loss(b.x, fake)
         self.update(0, sum(losses.values(), torch.zeros((), device=self.device)))
         return {name: float(value.detach()) for name, value in losses.items()}
+
+    def taught(self, b: Batch, fake: Tensor, draw: torch.Generator, number: int) -> Tensor:
+        """How far a teacher's opinion of the faces, at their kept size, falls short of what was asked, per face."""
+        which = number % len(self.teachers)
+        teacher, threshold = self.teachers[which], self.thresholds[which]
+        change = F.interpolate(fake - b.x, b.large.shape[-2:], mode="bilinear", align_corners=False)
+        shown = ((b.large + change).clamp(-1, 1) + 1) / 2
+        # Moved a little, and with noise: what holds only of these very pixels is no attribute.
+        theta = torch.eye(2, 3).repeat(len(shown), 1, 1) * (0.95 + 0.1 * torch.rand(len(shown), 1, 1, generator=draw))
+        theta[:, :, 2] = (torch.rand(len(shown), 2, generator=draw) - 0.5) * 0.1
+        grid = F.affine_grid(theta, list(shown.shape), align_corners=False).to(shown)
+        seen = F.grid_sample(shown, grid, padding_mode="border", align_corners=False)
+        seen = seen + 0.02 * torch.randn(seen.shape, generator=draw).to(seen)
+        with self.half():
+            logits = teacher.logits(seen)
+        beyond = (logits.float()[:, self.columns] - threshold) * (2 * b.after.round() - 1)
+        asked = b.c != 0 if self.preset.encoding == "difference" else torch.ones_like(b.c, dtype=torch.bool)
+        short = torch.where(asked, F.relu(MARGIN - beyond), 0.2 * F.relu(-beyond))
+        return short.sum(dim=1).mean()
 
     def identity_loss(self, x: Tensor, fake: Tensor) -> Tensor:
         assert self.recogniser is not None
@@ -296,7 +365,7 @@ class StarganTask:
         if len(self.data.group_photos) <= HELD:
             return {}
         photos, values = self.data.group_photos[:HELD], self.data.group_values[:HELD]
-        x, y = _scaled(photos[:, 0]), _scaled(photos[:, 1])
+        x, y = self.small(_scaled(photos[:, 0])), self.small(_scaled(photos[:, 1]))
         with self.half():
             made = self.average(x, self.average.condition(values[:, 0].round(), values[:, 1].round())).float()
             rows = [x]
@@ -382,7 +451,8 @@ def run(
         raise ConfigError(f"--attributes: {', '.join(unknown) or 'names none'}; known are {', '.join(ATTRIBUTES)}")
     chosen = PRESETS[preset]
     folder = work or output.with_suffix(".work")
-    side, none = chosen.side, len(attributes)
+    # Teachers look at more pixels than a small network does.
+    side, none = max(chosen.side, KEPT) if chosen.teach else chosen.side, len(attributes)
     pixels, values = [torch.empty(0, 3, side, side, dtype=torch.uint8)], [torch.empty(0, none)]
     if data:
         predictor = Predictor.load(STEER, models_folder)
@@ -416,6 +486,7 @@ def run(
         "splits": ["steer"],
         "labels": f"given, else by {STEER}",
         "steps": task.steps,
+        "teachers": list(TEACHERS) if chosen.teach else [],
         "identity_loss": IDENTITY if chosen.id else None,
         **task.measure(),
     }
