@@ -64,8 +64,6 @@ NAMES = {
     "G": "TIP-IM",
 }
 TRAITS = ("Male", "Young", "Smiling", "Eyeglasses", "Wearing_Hat")
-ALIKE = 0.5
-"""Least cosine, in the mean of the recognisers, between a target and another picture of it in the gallery."""
 
 
 @dataclass(frozen=True)
