@@ -110,11 +110,15 @@ PAPER: dict[str, Any] = {
     "calm": 0.0,
 }
 PRESETS = {
-    "cpu": Preset(2_400, 10, 1, 64, 32, groups=240, rate=3e-4, layers=5, warm=1_000, hold=0.6, decay=0.995),
+    "cpu": Preset(
+        2_000, 10, 1, 64, 32, groups=240, rate=8e-4, layers=5, warm=800, hold=0.5, decay=0.99, teach=2.0, pair=5.0
+    ),
     "gpu": Preset(11_000, 64, 5, 128, 64, groups=6_000, rate=2e-4, warm=3_000),
     "anonymousnet": Preset(40_000, 16, **PAPER),
     "adaptive": Preset(0, 16, epochs=20, id=1.0, **PAPER),
-    "identity": Preset(600, 12, 1, 64, 32, groups=240, rate=1e-4, layers=5, hold=0.0, id=4.0),
+    "identity": Preset(
+        400, 10, 1, 64, 32, groups=240, rate=4e-4, layers=5, hold=0.3, decay=0.99, teach=2.0, pair=5.0, id=4.0
+    ),
     "smoke": Preset(4, 2, 2, 64, 8, groups=HELD + 2, layers=4, warm=1),
 }
 """The papers': AnonymousNet has StarGAN's 200,000 discriminator steps of 16; adaptive obfuscation 10 + 10 epochs and
@@ -310,7 +314,7 @@ class StarganTask:
         if len(b.y):
             losses["g_pair"] = self.preset.pair * difference_left(fake[photos:], b.x[photos:], b.y)
         if self.teachers:
-            losses["g_teach"] = self.preset.teach * self.taught(b, fake, draw, number)
+            losses["g_teach"] = self.preset.teach * self.taught(b, fake, slice(photos or None), draw, number)
             change = fake - b.x
             rough = (change[..., 1:] - change[..., :-1]).abs().mean() + (
                 change[..., 1:, :] - change[..., :-1, :]
@@ -322,12 +326,14 @@ class StarganTask:
         self.update(0, sum(losses.values(), torch.zeros((), device=self.device)))
         return {name: float(value.detach()) for name, value in losses.items()}
 
-    def taught(self, b: Batch, fake: Tensor, draw: torch.Generator, number: int) -> Tensor:
-        """How far a teacher's opinion of the faces, at their kept size, falls short of what was asked, per face."""
+    def taught(self, b: Batch, fake: Tensor, rows: slice, draw: torch.Generator, number: int) -> Tensor:
+        """How far a teacher's opinion of some faces, at their kept size, falls short of what was asked, per face: of
+        photos, since pairs have their pictures."""
         which = number % len(self.teachers)
         teacher, threshold = self.teachers[which], self.thresholds[which]
-        change = F.interpolate(fake - b.x, b.large.shape[-2:], mode="bilinear", align_corners=False)
-        shown = ((b.large + change).clamp(-1, 1) + 1) / 2
+        large, after, c = b.large[rows], b.after[rows], b.c[rows]
+        change = F.interpolate((fake - b.x)[rows], large.shape[-2:], mode="bilinear", align_corners=False)
+        shown = ((large + change).clamp(-1, 1) + 1) / 2
         # Moved a little, and with noise: what holds only of these very pixels is no attribute.
         theta = torch.eye(2, 3).repeat(len(shown), 1, 1) * (0.95 + 0.1 * torch.rand(len(shown), 1, 1, generator=draw))
         theta[:, :, 2] = (torch.rand(len(shown), 2, generator=draw) - 0.5) * 0.1
@@ -336,8 +342,8 @@ class StarganTask:
         seen = seen + 0.02 * torch.randn(seen.shape, generator=draw).to(seen)
         with self.half():
             logits = teacher.logits(seen)
-        beyond = (logits.float()[:, self.columns] - threshold) * (2 * b.after.round() - 1)
-        asked = b.c != 0 if self.preset.encoding == "difference" else torch.ones_like(b.c, dtype=torch.bool)
+        beyond = (logits.float()[:, self.columns] - threshold) * (2 * after.round() - 1)
+        asked = c != 0 if self.preset.encoding == "difference" else torch.ones_like(c, dtype=torch.bool)
         short = torch.where(asked, F.relu(MARGIN - beyond), 0.2 * F.relu(-beyond))
         return short.sum(dim=1).mean()
 
