@@ -16,6 +16,7 @@ What takes long is kept in a work folder, chunk by chunk: a killed evaluation go
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -199,10 +200,17 @@ class Makers:
             if not found.differentiable:
                 raise ConfigError(f"--surrogates: no gradient passes through {name}; it can only judge")
             self.surrogates[name] = found
-            if self.networks.half:
-                # On a GPU ONNX Runtime is the slower one.
-                self.networks.recognisers[name] = found
         return self.surrogates[name]
+
+    def judge(self, name: str) -> recognise.Recogniser:
+        """A recogniser, by what runs it fastest: on a GPU PyTorch, and ONNX Runtime on all processors beside it."""
+        if self.networks.half and name not in self.networks.recognisers:
+            self.networks.recognisers[name] = (
+                self.surrogate(name)
+                if name in recognise.NETWORKS
+                else recognise.load(name, "cpu", threads=os.cpu_count() or 1, folder=self.networks.folder)
+            )
+        return self.networks.recogniser(name)
 
     def ensemble(self, name: str) -> list[Any]:
         return [self.surrogate(part) for part in name.split("+")]
@@ -213,9 +221,9 @@ class Makers:
         Files of 112 pixels are in ArcFace's alignment, and crops beside them are cut to it by the template; in larger
         files the face is searched anew.
         """
+        recogniser = self.judge(name)
         if size != ARCFACE_SIZE:
             return embeddings(self.networks, files, [name], self.work, say)[name]
-        recogniser = self.networks.recogniser(name)
 
         @torch.no_grad()
         def embed(some: Sequence[bytes]) -> dict[str, np.ndarray]:
@@ -855,6 +863,8 @@ def show(found: dict[str, Any]) -> None:
     """The figures as tables."""
     console = Console(width=160)
     console.print(f"grid {found['grid']}, {found['size']} px, on {found['device']}: {found['protocol']}")
+    alike = [f"{n} {_number(a['same'])} / {_number(a['others'])}" for n, a in found["targets_alike"].items()]
+    console.print("cosine of a target to its own pictures in the gallery / to others' there: " + ", ".join(alike))
     if "masks" in found:
         show_masks(console, found["masks"])
     if "counts" in found:
