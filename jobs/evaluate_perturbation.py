@@ -125,7 +125,7 @@ GRIDS = {
         ("arcface-mobilefacenet",),
         counts=(1, 2, 5, 10),
         curve=20,
-        sample=Sample(100, (4.0, 8.0, 12.0), 5, (8.0,)),
+        sample=Sample(100, (4.0, 8.0, 12.0), 4, (8.0,)),
         speed=(1, 8),
     ),
     "smoke": Grid(

@@ -275,9 +275,7 @@ def test_a_file_without_loss_is_the_face_itself(labelled: Faces) -> None:
     assert look["mmd_batch"] == 3
 
 
-def test_more_targets_are_counted_only_where_they_are_in_the_gallery(
-    makers: Makers, labelled: Faces, order: Order
-) -> None:
+def test_of_fewer_targets_only_those_are_in_the_gallery(makers: Makers, labelled: Faces, order: Order) -> None:
     rows = evaluation.count_figures(makers, judges(makers, labelled, order), order, nothing)
     assert [(r["targets"], r["recogniser"], r["probes"]) for r in rows] == [
         (1, "white", 4),
@@ -285,6 +283,10 @@ def test_more_targets_are_counted_only_where_they_are_in_the_gallery(
         (3, "white", 4),
         (3, "black", 4),
     ]
+    attack = judges(makers, labelled, order)
+    everybody = attack.setting.targets.pictures * 2
+    few, all_of_them = (attack(everybody, "white", count=count)[0]["rank_1_t"]["mean"] for count in (1, 3))
+    assert few < all_of_them == 1
 
 
 def test_the_summary_takes_the_median_black_box_cell() -> None:
