@@ -469,7 +469,7 @@ class Perturb(Section):
     )
     attributes: tuple[str, ...] = option(
         (),
-        "universal: attributes that the steering predictor shall see otherwise (comma-separated).",
+        "universal: attributes that the steering predictor shall see otherwise (comma-separated, or a preset).",
         flag="perturb-attributes",
     )
     sample: int = option(
@@ -500,7 +500,11 @@ class Perturb(Section):
     @model_validator(mode="before")
     @classmethod
     def as_written(cls, data: Any) -> Any:
-        return _lists(data, "surrogates", "attributes")
+        data = _lists(data, "surrogates", "attributes")
+        given = data.get("attributes") if isinstance(data, dict) else None
+        if isinstance(given, list | tuple) and set(presets.PRESETS) & {name for name in given if isinstance(name, str)}:
+            return {**data, "attributes": presets.expanded(given, ())}
+        return data
 
     @model_validator(mode="after")
     def fits_together(self) -> Perturb:

@@ -30,8 +30,10 @@ PERTURBED = (
     "guaranteed, and whoever takes it off again has the face from before it: the figures below are the worse of before "
     "and after."
 )
-ONCE = (
-    "It is made once for each face of a class, so files of one class stay alike and it tells its people no more apart."
+ONCE = "It is made once for each face of a class, so files of one class stay alike and it tells no two people apart."
+ONE_VECTOR = (
+    "It is one vector for all faces, fitted on faces of the classes, so files of one class stay alike and it tells no "
+    "two people of a class apart."
 )
 WHITE_BOX = "The recogniser of these figures is one that it was made against; others may see more."
 NORMS = {"linf": "the largest change of a value", "l2": "the root mean square of a face's changes"}
@@ -161,7 +163,7 @@ def claims(config: ReleaseConfig, models: Sequence[dict[str, str]]) -> list[str]
     said = {"name": perturb.name, "bound": perturb.bound, "norm": NORMS[perturb.norm]}
     out = [PERTURBED.format(**said, against=" and ".join(against))]
     if config.method.of_class:
-        out.append(ONCE)
+        out.append(ONE_VECTOR if perturb.name == "universal" else ONCE)
     return [*out, WHITE_BOX] if white_box(models) else out
 
 

@@ -192,7 +192,8 @@ def quantise(x: Tensor, real: Tensor, epsilon: float, norm: Norm) -> Tensor:
     real : (N, 3, S, S) uint8. For "l2" just enough of the values that were rounded up are rounded down instead, those
     nearest to the middle first.
     """
-    away = (x.double() - real.double()).clamp(-255, 255)
+    # Of pictures whose channels lie last in memory, flatten would give copies, and what is saved in them be lost.
+    away = (x.double() - real.double()).clamp(-255, 255).contiguous()
     whole = away.round()
     if norm == "linf":
         most = math.floor(epsilon)
