@@ -781,7 +781,9 @@ def evaluate_translation(
         str, typer.Option(help="stargan, stargan-identity, latent or files, comma-separated: of flips and quality.")
     ] = "stargan",
     keeper: Annotated[str, typer.Option(help="The translator whose parts are obfuscated.")] = "stargan-identity",
-    recognisers: Annotated[str, typer.Option(help="Who verifies, comma-separated; none that a loss has seen.")] = "",
+    recognisers: Annotated[
+        str, typer.Option(help="Who verifies, comma-separated [default: sface,facex-zoo-1,facex-zoo-2,edgeface-s].")
+    ] = "",
     work: WorkFolder = None,
     cache: FaceCache = None,
     models: ModelsFolder = None,
@@ -885,7 +887,10 @@ def sheet(
     rows: Annotated[int, typer.Option(min=1, help="People, one face of each.")] = 6,
     columns: Annotated[
         str,
-        typer.Option(help="original, reconstruction, deepblur:SIGMA, k-same[:K], inpaint or inpaint:average."),
+        typer.Option(
+            help="original, reconstruction, deepblur:SIGMA, k-same[:K], inpaint, inpaint:average, flip:ATTRIBUTE, "
+            "planned, heatmap or parts:N."
+        ),
     ] = "original,reconstruction,deepblur:0.5,deepblur:1,deepblur:2,deepblur:5,deepblur:100,k-same,inpaint",
     k: Annotated[int, typer.Option(min=2, help="People in a class of k-same.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the latent searches.")] = 10,

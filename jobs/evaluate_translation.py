@@ -45,7 +45,7 @@ from facecrowd.jobs.translations import SIZE, Makers, planned
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.privacy.measure import figure
 from facecrowd.privacy.verification import Verification, pairs, verify
-from facecrowd.stages import align, obscure, quality, translate
+from facecrowd.stages import align, obscure, quality, regions, translate
 from facecrowd.stages.attributes import ATTRIBUTES, JUDGE
 from facecrowd.stages.attributes import STEER as STEER_PREDICTOR
 from facecrowd.stages.decode import decode
@@ -182,6 +182,7 @@ def quality_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> lis
     place = {key: i for i, key in enumerate(zip(faces.subject.tolist(), faces.name.tolist(), strict=True))}
     rows_of = [place[key] for key in zip(chosen.subject.tolist(), chosen.name.tolist(), strict=True)]
     made: dict[str, tuple[Sequence[bytes], list[bytes]]] = {}
+    untouched: dict[str, np.ndarray] = {}
     for name, method in BASELINES.items():
         pictures = [cv_sized(decode(crop)) for crop in chosen.crop]
         made[name] = chosen.crop, [encode(method(p, align.template(SIZE), None), 95) for p in pictures]
@@ -189,6 +190,8 @@ def quality_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> lis
         say(f"quality: {translator}, planned")
         known = np.isin(ATTRIBUTES, makers.translator(translator).attributes)
         wanted = np.where(known, plan[rows_of], -1).astype(np.int8)
+        shows = makers.values(chosen.crop)
+        untouched[f"planned, {translator}"] = ((wanted < 0) | (wanted == shows)).all(axis=1)
         made[f"planned, {translator}"] = chosen.crop, makers.translated(translator, chosen.crop, wanted)
     if order.inpaint:
         say("quality: inpaint")
@@ -201,6 +204,7 @@ def quality_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> lis
         row: dict[str, Any] = {"method": name, "faces": len(shown)}
         row |= {m: interval(close[m], chosen.subject[: len(shown)]) for m in ("psnr", "ssim", "ms_ssim", "lpips")}
         row["fid"] = fid(makers, crops, shown) if len(shown) >= 100 else None
+        row["untouched"] = float(np.mean(untouched[name])) if name in untouched else 0.0
         row["paper"] = PAPER.get(name.partition(",")[0])
         rows.append(row)
     return rows
@@ -234,6 +238,9 @@ def parts_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> dict[
     if not len(genuine):
         raise InputError("no test person has two faces among these; give more")
     names = order.recognisers
+    strange = set(regions.PARTS.values()) - set(makers.translator(order.keeper).attributes)
+    if strange:
+        raise ConfigError(f"--keeper {order.keeper}: it translates no {', '.join(sorted(strange))}")
     original = embeddings(makers.networks, chosen.crop, [STEER, *names], order.work, say)
     for_fid = chosen.crop[: min(len(chosen), 300)]
     rows = []
@@ -244,6 +251,7 @@ def parts_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> dict[
         row: dict[str, Any] = {"parts": parts, "faces": len(made), "paper": PAPER_PARTS.get(parts)}
         if parts:
             few = slice(0, len(for_fid))
+            row["lpips_faces"] = len(for_fid)
             row["lpips"] = interval(likeness(makers, for_fid, made[few])["lpips"], chosen.subject[few])
             row["fid"] = fid(makers, for_fid, made[few]) if len(for_fid) >= 100 else None
             row["parts_per_face"] = float(makers.chosen(chosen.crop, parts).sum(axis=1).mean())
@@ -256,7 +264,7 @@ def parts_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> dict[
         "impostor_pairs": len(impostor),
         "subjects": len(set(chosen.subject.tolist())),
         "translator": order.keeper,
-        "in_the_identity_loss": STEER,
+        "in_the_identity_loss": makers.about(order.keeper).get("identity_loss"),
         "rows": rows,
     }
 
@@ -362,18 +370,20 @@ def show(found: dict[str, Any]) -> None:
             table.add_row(row["translator"], row["attribute"], *(_text(row[name]) for name in names))
         console.print(table)
     if "quality" in found:
-        table = Table("method", "faces", "PSNR", "SSIM", "MS-SSIM", "LPIPS", "FID", "paper: PSNR, SSIM, MS-SSIM")
+        columns = ("method", "faces", "untouched", "PSNR", "SSIM", "MS-SSIM", "LPIPS", "FID")
+        table = Table(*columns, "paper: PSNR, SSIM, MS-SSIM")
         for row in found["quality"]:
             means = [_text(row[name]["mean"]) for name in ("psnr", "ssim", "ms_ssim", "lpips")]
             paper = " ".join(map(str, row["paper"])) if row["paper"] else ""
-            table.add_row(row["method"], str(row["faces"]), *means, _text(row["fid"]), paper)
+            table.add_row(row["method"], str(row["faces"]), _text(row["untouched"]), *means, _text(row["fid"]), paper)
         console.print(table)
     if "parts" in found:
         part = found["parts"]
         seen = list(part["rows"][0]["tar"])
         console.print(
             f"verification, original against translated: {part['genuine_pairs']} genuine and {part['impostor_pairs']} "
-            f"impostor pairs; TAR at FAR {' / '.join(map(str, FARS))}; {part['in_the_identity_loss']} is in the loss"
+            f"impostor pairs; TAR at FAR {' / '.join(map(str, FARS))}; LPIPS and FID of "
+            f"{part['rows'][1]['lpips_faces']} faces; in the identity loss: {part['in_the_identity_loss'] or 'none'}"
         )
         table = Table("parts", "LPIPS", "FID", *seen, "paper: LPIPS, FID, ArcFace's TAR")
         for row in part["rows"]:

@@ -125,6 +125,10 @@ PRESETS = {
 L_id. ``identity`` goes on from the weights of ``cpu``, with L_id."""
 
 
+def shape_of(preset: Preset, attributes: tuple[str, ...]) -> stargan.Shape:
+    return stargan.Shape(attributes, preset.width, preset.side, residual=preset.residual, encoding=preset.encoding)
+
+
 @dataclass(frozen=True)
 class Data:
     """Pictures (N, 3, S, S) uint8 and values (N, A) in [0, 1] of photos; of groups (B, 1 + VARIANTS, ...)."""
@@ -167,7 +171,7 @@ class StarganTask:
             digest.update(getattr(data, name).numpy().tobytes())
         self.device = training.device()
         torch.manual_seed(SEED)
-        shape = stargan.Shape(attributes, preset.width, preset.side, residual=preset.residual, encoding=preset.encoding)
+        shape = shape_of(preset, attributes)
         if start is not None:
             if start.shape != shape:
                 raise ConfigError(f"the weights to start from are of another shape: {start.shape}")
@@ -456,25 +460,30 @@ def run(
     if unknown or not attributes:
         raise ConfigError(f"--attributes: {', '.join(unknown) or 'names none'}; known are {', '.join(ATTRIBUTES)}")
     chosen = PRESETS[preset]
+    begin = stargan.Generator.load(start) if start else None
+    if begin is not None and begin.shape != shape_of(chosen, attributes):
+        raise ConfigError(f"--start {start}: the weights are of another shape: {begin.shape}")
     folder = work or output.with_suffix(".work")
     # Teachers look at more pixels than a small network does.
     side, none = max(chosen.side, KEPT) if chosen.teach else chosen.side, len(attributes)
     pixels, values = [torch.empty(0, 3, side, side, dtype=torch.uint8)], [torch.empty(0, none)]
+    unlabelled: set[str] = set()
     if data:
         predictor = Predictor.load(STEER, models_folder)
         for place in data:
             found = faces_of(place, None, cache or CACHE, models_folder, say)
             # Labels by hand are what the judge learned from, so of its people none may be used here.
-            found = found.of("steer") if np.isfinite(found.labels).any() else found.of("steer", "judge")
+            splits = ("steer",) if np.isfinite(found.labels).any() else ("steer", "judge")
+            found = found.of(*splits)
             x, y = photos(found, attributes, side, predictor)
             pixels.append(x)
             values.append(y)
+            unlabelled |= set(splits) if len(splits) > 1 else set()
             say(f"{place.name}: {len(found)} faces of {len(set(found.subject.tolist()))} people")
     group = torch.empty(0, 1 + VARIANTS, 3, side, side, dtype=torch.uint8), torch.empty(0, 1 + VARIANTS, none)
     if chosen.groups:
         group = groups(chosen.groups, attributes, side, folder, say)
     whole = Data(torch.cat(pixels), torch.cat(values), *group)
-    begin = stargan.Generator.load(start) if start else None
 
     def make() -> StarganTask:
         return StarganTask(whole, chosen, attributes, folder, begin)
@@ -490,6 +499,7 @@ def run(
     task.average.about |= {
         "preset": preset,
         "splits": ["steer"],
+        "unlabelled_splits": sorted(unlabelled),
         "labels": f"given, else by {STEER}",
         "steps": task.steps,
         "teachers": list(TEACHERS) if chosen.teach else [],

@@ -56,6 +56,11 @@ class Makers:
             )
         return self.translators[name]
 
+    def about(self, name: str) -> dict[str, Any]:
+        """What a translator's weights say of themselves."""
+        made = self.translator(name)
+        return made.generator.about if isinstance(made, translate.Network) else {}
+
     def told(self, name: str) -> list[str]:
         """The hashes of what a translator is made of."""
         own = self.networks.told if name == translate.LATENT else [models.sha256(stargan.locate(name))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from facecrowd.jobs.translations import Makers, planned
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.stages.attributes import ATTRIBUTES
 from facecrowd.stages.networks import stargan
+from facecrowd.stages.regions import PARTS
 
 pytestmark = pytest.mark.usefixtures("model_folder")
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("model_folder")
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Weights that have learned nothing, and so leave every face as it is."""
-    made = stargan.Generator(stargan.Shape(("Male", "Big_Nose"), 4, 32))
+    made = stargan.Generator(stargan.Shape(("Male", *PARTS.values()), 4, 32))
     file = tmp_path_factory.mktemp("weights") / "idle.safetensors"
     save_file(made.state_dict(), str(file), metadata=made.metadata())
     return str(file)
@@ -90,6 +92,16 @@ def test_a_plan_gives_all_of_a_class_the_same_attributes(makers: Makers, labelle
 def test_the_recogniser_of_the_identity_loss_is_no_judge_of_it(labelled: Faces, order: Order) -> None:
     with pytest.raises(ConfigError, match="identity loss"):
         evaluation.evaluate(Networks(), labelled, Order(recognisers=(evaluation.STEER,)), nothing)
+
+
+def test_a_keeper_that_does_not_know_the_parts_is_refused(
+    makers: Makers, test_people: Faces, order: Order, tmp_path: Path
+) -> None:
+    other = stargan.Generator(stargan.Shape(("Male",), 4, 32))
+    file = tmp_path / "other.safetensors"
+    save_file(other.state_dict(), str(file), metadata=other.metadata())
+    with pytest.raises(ConfigError, match="translates no Big_Lips"):
+        evaluation.parts_figures(makers, test_people, replace(order, keeper=str(file)), nothing)
 
 
 def test_without_test_people_nothing_is_measured(labelled: Faces, order: Order) -> None:
