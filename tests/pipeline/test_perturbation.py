@@ -130,6 +130,18 @@ def test_the_manifest_keeps_how_far_each_face_was_moved_and_towards_which_target
     assert sum(crowd.audit["perturbation"]["faces_by_target"].values()) == 12
 
 
+def test_a_natural_mask_depends_on_its_own_face_alone(cloaked: Outcome, model_folder: str | None) -> None:
+    """Not on who else is in the batch, as the MMD of a batch would."""
+    asked = {"perturb.name": "tip-im", "perturb.steps": 2, "perturb.targets": 1, "perturb.gamma": 0.4}
+    config = load(None, asked)
+    rendering = steps.Rendering(config.method, RunKey(bytes(32)), 128, model_folder, None, 0.0)
+    stage = steps.perturb_stage(config.perturb, rendering, 92, False)
+    first, second = (decode(row["crop"]) for row in private(cloaked, "faces")[:2])
+    alone = stage({"rendered": [first], "face_id": ["a"]})["rendered"][0]
+    beside = stage({"rendered": [second, first], "face_id": ["b", "a"]})["rendered"][1]
+    assert (alone == beside).all()
+
+
 # -------------------------------------------------------------------------------------------------------------- order
 
 
