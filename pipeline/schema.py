@@ -242,7 +242,7 @@ RENDERED = Manifest(
         Column(
             "passes",
             pa.int32(),
-            "translation, identity-preserving: passes taken; 0 where the face showed it already and is unchanged",
+            "translation, identity-preserving: passes taken; 0 where the face was left as it was",
         ),
         Column(
             "obfuscated",

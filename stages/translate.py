@@ -5,7 +5,8 @@
 
 Both ask the predictor that steers what a face shows. A first pass changes every attribute that differs from what is
 wanted; another follows only for faces and attributes that the predictor says were missed; of the passes the one with
-the most agreement is kept. What is wanted and already there is left alone.
+the most agreement is kept. What is wanted and already there is left alone; by ``stargan`` so is the whole face that
+shows it all, while ``latent`` renders every face at least once.
 
 AnonymousNet (Li and Lin, 2019), stage III. With ``opposite``, adaptive attribute obfuscation (Li et al., ACM Multimedia
 2021, section 3.2): not given values, but the opposite of what the face shows, in the parts that ``regions`` chose.
@@ -43,7 +44,7 @@ PASSES = 2
 @dataclass(frozen=True)
 class Translated:
     """pictures : (N, 3, S, S) in [0, 1]; realised : (N, 40) int8, 1 the predictor sees what is wanted, 0 it does not,
-    -1 nothing was wanted; passes : (N,) int8, how many it took, 0 where nothing had to change"""
+    -1 nothing was wanted; passes : (N,) int8, how many it took, 0 where nothing had to change, or could, and nothing was rendered"""
 
     pictures: Tensor
     realised: np.ndarray
@@ -53,10 +54,12 @@ class Translated:
 class Translator(Protocol):
     """One pass over faces.
 
-    attributes : what it can change
+    attributes : what it can change; generates : whether every pixel is made anew, so that a face that is to stay as it
+    is has to be made too
     """
 
     attributes: tuple[str, ...]
+    generates: bool
 
     def change(self, x: Tensor, values: np.ndarray, target: np.ndarray) -> Tensor:
         """x (N, 3, S, S) in [0, 1]; values and target (N, 40) int8, what the faces show and what they shall show."""
@@ -65,6 +68,8 @@ class Translator(Protocol):
 
 class Network:
     """StarGAN as a translator."""
+
+    generates = False
 
     def __init__(self, generator: stargan.Generator, columns: Sequence[str], half: bool = False) -> None:
         self.generator, self.half = generator, half
@@ -80,6 +85,8 @@ class Network:
 
 class Latent:
     """Latent search and attribute directions as a translator; the directions find their own strength."""
+
+    generates = True
 
     def __init__(self, networks: Networks, directions: edits.Directions, predictor: Predictor, steps: int) -> None:
         self.networks, self.directions, self.predictor, self.steps = networks, directions, predictor, steps
@@ -139,19 +146,20 @@ def translate(
     missed = (wanted >= 0) & (values != wanted)
     now, seen = x, values
     for number in range(1, passes + 1):
-        rows = np.flatnonzero(((seen != target) & (wanted >= 0) & able).any(axis=1))
+        off = ((seen != target) & (wanted >= 0) & able).any(axis=1)
+        rows = np.flatnonzero(off | (translator.generates and number == 1))
         if not len(rows):
             break
         # Only what was asked for is pushed again; what else moved is left to the best pass.
         goal = np.where((wanted >= 0) | (number == 1), target, seen)[rows]
         made = translator.change(now[rows], seen[rows], np.where(able, goal, seen[rows]))
         look = _values(predictor, made)
-        off = (wanted[rows] >= 0) & (look != wanted[rows])
-        better = off.sum(axis=1) < missed[rows].sum(axis=1)
+        short = (wanted[rows] >= 0) & (look != wanted[rows])
+        better = short.sum(axis=1) < missed[rows].sum(axis=1)
         # A first pass that reaches nothing more is still shown: half a change hides more than none.
         better |= number == 1
         won = rows[better]
-        best[won], missed[won], taken[won] = made[better], off[better], number
+        best[won], missed[won], taken[won] = made[better], short[better], number
         now, seen = now.clone(), seen.copy()
         now[rows], seen[rows] = made, look
     realised = np.where(wanted >= 0, ~missed, -1).astype(np.int8)
@@ -188,7 +196,7 @@ class Translate(Stage):
         ``opposite``, obfuscate : (5,) bool, the parts whose attribute is turned round
     rendered : (size, size, 3) uint8 RGB; None in rows that are not ``ok``
     realised : (40,) int8, 1 the predictor agrees, 0 it does not, -1 nothing was wanted
-    passes : int8, passes taken; 0 where the face showed it already
+    passes : int8, passes taken; 0 where the face was left as it was (never by ``latent``)
     """
 
     name = "translate"

@@ -33,6 +33,8 @@ class Reads:
 class Writes:
     """Moves the pixels of the attributes it knows by ``step`` towards the target; a dark face's only by half of it."""
 
+    generates = False
+
     def __init__(self, *names: str, step: float = 1.0) -> None:
         self.attributes, self.step = names, step
         self.faces: list[int] = []
@@ -76,6 +78,26 @@ def test_a_face_that_shows_what_is_wanted_is_left_as_it_is_to_the_bit() -> None:
     assert found.passes.tolist() == [0]
     assert found.realised[0, MALE] == 1
     assert not writes.faces
+
+
+def test_a_translator_that_generates_renders_every_face_at_least_once_and_again_what_it_missed() -> None:
+    class Generates(Writes):
+        generates = True
+
+        def change(self, x: Tensor, values: np.ndarray, target: np.ndarray) -> Tensor:
+            made = super().change(x, values, target)
+            made[:, :, 1:] = 0.7  # what is no attribute is made anew
+            if len(self.faces) == 1:
+                made[0, :, 0, MALE] = 0.0  # and the first time the face that showed it all is missed
+            return made
+
+    writes = Generates("Male")
+    found = run(writes, faces({MALE: 1.0}, {}, {}), wishes({MALE: 1}, {MALE: 1}, {}))
+    assert (found.pictures[:, :, 1:] == 0.7).all()
+    assert writes.faces == [3, 1]
+    assert found.passes.tolist() == [2, 1, 1]
+    assert found.realised[:, MALE].tolist() == [1, 1, -1]
+    assert (translation.Latent.generates, Network.generates) == (True, False)
 
 
 def test_another_pass_follows_only_for_faces_that_the_predictor_says_were_missed() -> None:
