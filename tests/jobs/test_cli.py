@@ -97,6 +97,10 @@ def value_of(dotted: str, kind: Any) -> tuple[str, Any]:
         "method.keep": ("pose, lighting", ["pose", "lighting"]),
         "method.latent_sigma": ("2.5", 2.5),
         "method.planner": ("mondrian", "mondrian"),
+        "method.name": ("noise", "noise"),
+        "perturb.bound": ("4.5", 4.5),
+        "perturb.surrogates": ("sface, facex-zoo-1", ["sface", "facex-zoo-1"]),
+        "perturb.attributes": ("Young, Male", ["Young", "Male"]),
     }
     if dotted in special:
         return special[dotted]
@@ -140,6 +144,10 @@ def test_yaml_and_flag_come_to_the_same(
     if dotted in ("policy.epsilon", "method.translator"):
         base |= {"method.name": "translation", "policy.quasi_identifiers": ["Male"]}
         arguments += ["--method", "translation", "--quasi-identifiers", "Male"]
+    if dotted.startswith("perturb.") and dotted != "perturb.name":
+        masks = dotted.split(".")[1] in ("steps", "step", "targets", "gamma")
+        base["perturb.name"] = "tip-im" if masks else "universal"
+        arguments += ["--perturb", base["perturb.name"]]
     alone = list(arguments)
     data: dict[str, Any] = {}
     for key, given in {**base, dotted: value}.items():
