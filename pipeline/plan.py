@@ -26,11 +26,12 @@ import pyarrow.compute as pc
 from facecrowd.pipeline import planners
 from facecrowd.pipeline.config import Policy, ReleaseConfig
 from facecrowd.pipeline.errors import PolicyError
+from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.steps import embedding_array
 from facecrowd.pipeline.subjects import Subjects, assign, subject_means
 from facecrowd.privacy import cells as planning
 from facecrowd.privacy import policy as limits
-from facecrowd.privacy.attributes import ANY
+from facecrowd.privacy.attributes import ANY, domain
 from facecrowd.privacy.classes import equivalence_classes, histogram, per_subject_majority
 from facecrowd.privacy.microaggregation import microaggregate
 from facecrowd.privacy.requirements import Requirements
@@ -39,6 +40,8 @@ from facecrowd.stages.stage import OK
 
 NO_CLASS = -1
 SUPPRESSED = "suppressed"
+BOTH = ("0", "1")
+"""What an attribute that predictors know can be."""
 LEFT_OUT = "no class that meets the policy takes in the attributes of this person"
 
 
@@ -284,6 +287,7 @@ def _vectors(
         sensitive if policy.sensitive else None,
         per_subject=False,  # they are already one vector each
     )
+    cells = _public_domains(cells)
     spare = max(0, int(policy.max_suppression * named + 1e-9) - (named - len(people)))
     share = spare / len(people)
     while True:
@@ -313,6 +317,26 @@ def _vectors(
     return class_id, released, Planned(config.method.planner, made.epsilon, made.choices, tuple(notes), drawn)
 
 
+def _public_domains(cells: planning.Cells) -> planning.Cells:
+    """The cells with what an attribute can be taken from what is public, not from who is in the input.
+
+    What predictors know is there or not there, whether or not these people show both: else an attribute in which they
+    are all alike would be constant, released as it is whatever epsilon is asked.
+    """
+    attributes, codes = [], cells.codes.copy()
+    for at, attribute in enumerate(cells.attributes):
+        if _binary(attribute.name, attribute.values) and attribute.size == 1:
+            codes[:, at] = BOTH.index(attribute.values[0])
+            attribute = domain(attribute.name, BOTH)
+        attributes.append(attribute)
+    return replace(cells, attributes=tuple(attributes), codes=codes)
+
+
+def _binary(name: str, values: Sequence[str]) -> bool:
+    """Whether an attribute that has these values is one that predictors know, in their own words."""
+    return name in predictable() and set(values) <= set(BOTH)
+
+
 def _known(
     own: dict[str, np.ndarray], people: np.ndarray, policy: Policy, key: RunKey
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -324,10 +348,13 @@ def _known(
     for name, values in own.items():
         unknown = np.flatnonzero(values == ANY)
         found, held = np.unique(values[values != ANY].astype(str), return_counts=True)
-        if not len(unknown) or not len(found):
+        if _binary(name, found.tolist()):
+            found, held = np.array(BOTH), np.array([(values == value).sum() for value in BOTH])
+        share = None if policy.epsilon else held / max(held.sum(), 1)
+        # Where nobody's is known the release leaves it open; with epsilon that too would tell of who is in the input.
+        if not len(unknown) or not len(found) or not (held.any() or policy.epsilon):
             continue
         drawn[name] = len(unknown)
-        share = None if policy.epsilon else held / held.sum()
         for at in unknown:
             values[at] = str(key.generator("unknown", f"{people[at]}/{name}").choice(found, p=share))
     return own, drawn

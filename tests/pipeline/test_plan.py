@@ -339,6 +339,42 @@ def test_epsilon_randomises_by_the_run_key_and_the_plan_keeps_what_was_spent() -
     assert read == one.planned
 
 
+def alike(value: str, unknown: int = 0, **changes: Any) -> Plan:
+    """A translation of 40 people who are all of one value; the last of them unknown."""
+    values: dict[str, list[str | None]] = {f"p{i:02d}": [value if i < 40 - unknown else None] for i in range(40)}
+    photos, faces = tables(dict.fromkeys(values, 1))
+    asked = {**TRANSLATED, "policy.sensitive": ["Smile"], "policy.t": {"value": 0.9}, **changes}
+    asked = {"policy.quasi_identifiers": ["Young"], **asked}
+    return planning.make(config(**asked), "folder", photos, faces, guessed(values), KEY)
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_an_attribute_in_which_all_are_alike_is_randomised_like_any_other(value: str) -> None:
+    """What a predictor knows is there or not there; that everybody here has it is nothing public."""
+    plan = alike(value, **{"policy.epsilon": 1.0})
+    assert plan.planned is not None
+    assert plan.planned.epsilon == pytest.approx(1.0, abs=1e-6)
+    shown = Counter(plan.released["Young"][plan.kept])
+    assert set(shown) >= {"0", "1"}
+
+
+def test_an_unknown_value_is_drawn_of_what_is_public_where_epsilon_is_asked_and_else_as_others_have_it() -> None:
+    values = {"Young": np.array(["1"] * 100 + ["*"] * 100, dtype=object)}
+    people = np.array([f"p{i:03d}" for i in range(200)])
+    for epsilon, drawn in ((1.0, {"0", "1"}), (None, {"1"})):
+        policy = config(**TRANSLATED, **{"policy.epsilon": epsilon}).policy
+        own, count = planning._known({name: v.copy() for name, v in values.items()}, people, policy, KEY)
+        assert set(own["Young"][100:]) == drawn
+        assert count == {"Young": 100}
+
+
+@pytest.mark.parametrize("planner", ["ppas-verified", "ppas", "mondrian", "suppress"])
+def test_every_planner_keeps_a_value_that_all_have_where_nothing_is_randomised(planner: str) -> None:
+    plan = alike("1", **{"method.planner": planner})
+    assert len(set(plan.released["Young"][plan.kept])) == 1
+    assert set(plan.released["Young"]) <= ({"0", "1"} if planner.startswith("ppas") else {"1"})
+
+
 def test_a_policy_that_no_plan_reaches_is_one_sentence_before_anything_is_rendered() -> None:
     asked = {"policy.sensitive": ["Smile"], "policy.l": {"kind": "distinct", "value": 3}}
     with pytest.raises(UnreachableError, match="l"):
