@@ -92,8 +92,9 @@ class Face:
 
     photo : of the original, below its subject or the input; shown : what tells the released picture from others;
     stands : faces with the same value stand for each other's people too, as all of a class of k-same do;
-    changed : part of the face → whether the plan changes it, where that is known; whole : whether the original's crop
-    lies inside its photo, with nothing mirrored at its edges
+    changed : part of the face → whether it was changed, where that is known; whole : whether the original's crop lies
+    inside its photo, with nothing mirrored at its edges; made : whether the released picture is more than its original
+    encoded anew
     """
 
     subject: str
@@ -102,6 +103,7 @@ class Face:
     stands: str
     changed: dict[str, bool] = field(default_factory=dict)
     whole: bool = True
+    made: bool = True
 
 
 class Picture(NamedTuple):
@@ -193,11 +195,11 @@ class Released:
         planned = space.parts(PLAN, record.runs["plan"]).read_all(record.parts, columns).to_pylist()
         plan = {row["face_id"]: row for row in planned}
         rendered = space.parts(RENDERED, record.runs["rendered"])
-        obfuscated = {}
-        # A workspace made before there was obfuscation has no such column.
+        done: dict[str, dict[str, Any]] = {}
+        # A workspace made before there was translation has no such columns.
         with contextlib.suppress(pa.ArrowInvalid):
-            found = rendered.read_all(record.parts, ["face_id", "obfuscated"]).to_pylist()
-            obfuscated = {row["face_id"]: row["obfuscated"] for row in found}
+            found = rendered.read_all(record.parts, ["face_id", "obfuscated", "wanted", "passes"]).to_pylist()
+            done = {row["face_id"]: row for row in found}
         self.faces = []
         for row, whole in zip(self._links, self._whole(), strict=True):
             of = plan[row["face_id"]]
@@ -205,8 +207,13 @@ class Released:
             shown = row["sha256"] if self._crop else f"{row['name']} {row['face_id']}"
             stands = f"class {of['class_id']}" if record.config.method.of_class else shown
             vectors = (dict(of["originals"] or ()), dict(of["released"] or ()))
-            changed = _changed(*vectors, obfuscated.get(row["face_id"]))
-            self.faces.append(Face(of["subject_id"], row["photo"], shown, stands, changed, whole))
+            how = done.get(row["face_id"], {})
+            made = how.get("passes") != 0 or record.config.perturb.on
+            wanted = dict(how.get("wanted") or ()) if record.config.method.name == "translation" else None
+            if wanted is not None and how["passes"] == 0:
+                wanted = {}  # whatever was wanted of it, it was left as it was
+            changed = _changed(*vectors, how.get("obfuscated"), wanted)
+            self.faces.append(Face(of["subject_id"], row["photo"], shown, stands, changed, whole, made))
         self._bytes: dict[Picture, bytes] = {}
         self._landmarks: dict[int, list[float]] = {}
 
@@ -244,9 +251,20 @@ class Released:
 
 
 def _changed(
-    originals: dict[str, str], released: dict[str, str], obfuscated: Sequence[str] | None = None
+    originals: dict[str, str],
+    released: dict[str, str],
+    obfuscated: Sequence[str] | None = None,
+    wanted: dict[str, bool] | None = None,
 ) -> dict[str, bool]:
-    """Part → whether it was obfuscated; else, whether the plan releases another value of its attribute."""
+    """Part → whether it was obfuscated, or translated to another value than the original's, where that is known; else,
+    whether the plan releases another value of its attribute."""
+    if wanted is not None:
+        values = {part: (wanted.get(name), originals.get(name)) for part, name in PARTS.items()}
+        return {
+            part: told is not None and told != (own == "1")
+            for part, (told, own) in values.items()
+            if told is None or own in ("0", "1")
+        }
     if obfuscated is not None:
         return {part: _MANIFEST.get(part, part) in obfuscated for part in PARTS}
     known = {part: (originals.get(name), released.get(name)) for part, name in PARTS.items()}
@@ -361,7 +379,8 @@ def _in_turn(people: Sequence[list[int]]) -> list[int]:
 
 
 def _turing(faces: Sequence[Face], questions: int, draws: _Draw) -> list[Asked]:
-    """Nobody is shown both ways, and no picture twice. Mirrored edges, which a generated face has not and which look
+    """Nobody is shown both ways, and no picture twice. What a translator left as it was is no released picture: it is a
+    photograph. Mirrored edges, which a generated face has not and which look
     made, are left out where enough faces are without.
     """
     of = _by(faces, lambda face: face.subject)
@@ -372,7 +391,8 @@ def _turing(faces: Sequence[Face], questions: int, draws: _Draw) -> list[Asked]:
         people = [own for name in names if (own := [i for i in turned[name] if fit(faces[i])])]
         half = len(people) // 2
         originals = _distinct(_in_turn(people[:half]), lambda i: faces[i].photo)
-        released = _distinct(_in_turn(people[half:]), lambda i: faces[i].shown)
+        altered = [kept for own in people[half:] if (kept := [i for i in own if faces[i].made])]
+        released = _distinct(_in_turn(altered), lambda i: faces[i].shown)
         count = min(questions // 2, len(originals), len(released))
         return [Asked("turing", "original", "photo", (Picture(i, False),)) for i in originals[:count]] + [
             Asked("turing", "released", "made", (Picture(i, True),)) for i in released[:count]

@@ -326,6 +326,33 @@ def test_a_plan_tells_which_parts_it_changes() -> None:
     assert study._changed(before, after) == {"nose": True, "lips": False}
 
 
+def test_of_a_translation_the_key_says_what_was_done_and_not_what_the_table_releases() -> None:
+    before = {"Big_Nose": "1", "Big_Lips": "0", "Narrow_Eyes": "1"}
+    released = {"Big_Nose": "0", "Big_Lips": "1", "Narrow_Eyes": "*"}
+    found = study._changed(before, released, None, {"Big_Nose": False, "Narrow_Eyes": False, "Bushy_Eyebrows": True})
+    assert found == {"hairline": False, "eyes": True, "nose": True, "lips": False}
+    assert not any(study._changed(before, released, None, {}).values())
+
+
+def test_a_face_that_was_left_as_it_was_is_no_face_made_by_a_computer(released: Outcome, tmp_path: Path) -> None:
+    crowd = [replace(face, made=i % 3 > 0) for i, face in enumerate(faces(12, 3))]
+    found = study.draw("turing", crowd, 40, np.random.default_rng(0))
+    shown = {truth: [crowd[q.pictures[0].face].made for q in found if q.truth == truth] for truth in ("made", "photo")}
+    assert all(shown["made"])
+    assert not all(shown["photo"])
+    # Which those are is in the manifest.
+    workspace = Path(shutil.copytree(released.workspace.root, tmp_path / "workspace"))
+    left = set()
+    for file in workspace.glob("tables/rendered/*/*.parquet"):
+        table = pq.read_table(file)
+        left.add(table["photo"][0].as_py())
+        column, passes = table.column_names.index("passes"), [0, *[2] * (len(table) - 1)]
+        pq.write_table(table.set_column(column, "passes", pa.array(passes, pa.int32())), file)
+    source = study.Released(released.release.root, str(workspace))
+    assert {face.photo for face in source.faces if not face.made} == left != set()
+    assert all(face.made for face in study.Released(released.release.root, released.workspace.root).faces)
+
+
 def test_the_manifest_tells_which_parts_were_obfuscated(released: Outcome, tmp_path: Path) -> None:
     workspace = Path(shutil.copytree(released.workspace.root, tmp_path / "workspace"))
     before = study.Released(released.release.root, str(workspace)).faces
