@@ -28,6 +28,17 @@ SHARED = ROOT.parent / "shared"
 KEY = bytes(range(32))
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread, as in a worker."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real photos beside the checkout, or a skip."""

@@ -5,12 +5,10 @@ by weights that saw them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 from typer.testing import CliRunner, Result
 
@@ -21,15 +19,9 @@ from facecrowd.jobs.labelled import Faces
 from facecrowd.pipeline.errors import InputError
 from facecrowd.stages.attributes import ATTRIBUTES, Predictor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ONES = np.ones(200)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def judged(people: int = 50, each: int = 4, seed: int = 0, common: float = 0.3) -> Judgement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,9 @@ from facecrowd.pipeline.errors import ConfigError
 from facecrowd.stages import models
 from facecrowd.stages.attributes import ATTRIBUTES, Predictor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMOKE = PRESETS["smoke"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def about(file: Path) -> dict[str, Any]:

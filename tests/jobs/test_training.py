@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,17 +21,11 @@ from facecrowd.jobs.train_attributes import GoogLeNetTask, Preset
 from facecrowd.jobs.training import CHECKPOINT, LOG, train, train_on_ray
 from facecrowd.pipeline.errors import ConfigError, UnfinishedError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCRIPT = Path(__file__).with_name("kill_training.py")
 PRESET = Preset("adamw", 1e-3, 5e-2, 4, 5, side=64)
 EVERY = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

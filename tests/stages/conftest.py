@@ -7,13 +7,12 @@ be had the tests that need them are skipped, and say so.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from facecrowd.stages import models
 from facecrowd.stages.inversion import Networks, Space
@@ -43,15 +42,6 @@ def weights() -> Callable[[str], Path]:
                 pytest.skip(f"the model {name} cannot be had here: {error}")
 
     return find
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """torch on one thread, as in a worker."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from facecrowd.stages.encode import encode
 from facecrowd.stages.forests import fit_forests
 from facecrowd.stages.networks.googlenet import GoogLeNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Write = Callable[..., Path]
 
 PEOPLE = Path(__file__).resolve().parents[2] / "jobs" / "faces"
@@ -46,14 +48,6 @@ FOLDER = Path(str(resources.files("facecrowd.stages.weights")))
 WEIGHTS = [FOLDER / f"{name}.safetensors" for name in SHIPPED]
 BUDGET = 15e6
 """Bytes of one file: GoogLeNet's 6 million weights take 12 MB in 16 bits, the forests are to stay below 8 MB."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

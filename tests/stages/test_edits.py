@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,17 +14,11 @@ from facecrowd.stages import edits
 from facecrowd.stages.edits import Directions, DirectionsError, Edit, apply, fit, realise
 from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("Male", "No_Beard", "Smiling", "Young", "yaw")
 ATTRIBUTES = NAMES[:4]
 SIDE = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

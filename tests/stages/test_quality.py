@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,16 +19,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from facecrowd.stages import quality
 from facecrowd.stages.quality import InceptionFeatures, Quality, fid, frechet, ms_ssim, ms_ssim_window, psnr, ssim
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FACES = Path(__file__).resolve().parents[2] / "jobs" / "faces"
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def people(side: int, sigma: float = 0.0) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,17 +18,11 @@ from facecrowd.stages import align, models, recognise
 from facecrowd.stages.detect import Detector
 from facecrowd.stages.embed import Embed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PEOPLE = Path(__file__).resolve().parents[2] / "jobs" / "faces"
 ALL = [*recognise.NETWORKS, "edgeface-s"]
 LFW = os.environ.get("FACECROWD_LFW", "")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -39,16 +39,10 @@ from facecrowd.stages.regions import (
     seen,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PEOPLE = Path(__file__).resolve().parents[2] / "jobs" / "faces"
 HAIR, BROWS, EYES, NOSE, LIPS = range(5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import copy
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,18 +45,12 @@ from facecrowd.stages.tipim import (
     target_gradients,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PEOPLE = Path(__file__).resolve().parents[2] / "jobs" / "faces"
 KEY = RunKey(bytes(range(32)))
 SIZE = 112
 NORMS = ("linf", "l2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Tiny:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -24,15 +23,9 @@ from facecrowd.stages.encode import metadata
 from facecrowd.stages.recognise import NotDifferentiable
 from facecrowd.stages.universal import Gallery, Perturbation, PerturbationError, Traits, Universal, fit, fooled, noise
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draws(seed: int = 0) -> np.random.Generator:

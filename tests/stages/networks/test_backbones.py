@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,19 +18,13 @@ from facecrowd.stages.networks.bisenet import CLASSES, BiSeNet
 from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
 from facecrowd.stages.networks.mobilenetv2 import MobileNetV2
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PEOPLE = Path(__file__).resolve().parents[3] / "jobs" / "faces"
 BACKBONES = {"arcface-mobilefacenet": MobileFaceNet, "bisenet": BiSeNet, "mobilenetv2": MobileNetV2}
 CHANNELS = {"arcface-mobilefacenet": (128, 256, 512), "bisenet": (128, 256, 512), "mobilenetv2": (32, 96, 1280)}
 FINEST = {"arcface-mobilefacenet": 4, "bisenet": 8, "mobilenetv2": 8}
 """Stride of the first map; each next one doubles it."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=sorted(BACKBONES))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
 
 from facecrowd.stages.networks.googlenet import FEATURES, Convolution, GoogLeNet, Inception
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TABLE_1 = """
 3a  256   64   96  128   16   32   32
@@ -22,14 +22,6 @@ TABLE_1 = """
 5b 1024  384  192  384   48  128  128
 """
 """The paper's: block, output, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -14,20 +14,14 @@ from torch.nn import functional
 from facecrowd.stages.models import WrongHash
 from facecrowd.stages.networks.inception import SIDE, Inception, resize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARITHMETIC = {
     *("aten::avg_pool2d", "aten::batch_norm", "aten::cat", "aten::contiguous", "aten::conv2d", "aten::eq"),
     *("aten::max_pool2d", "aten::relu", "aten::reshape", "aten::size", "aten::to"),
     *("prim::Constant", "prim::GetAttr", "prim::If", "prim::ListConstruct", "prim::ListUnpack"),
     *("prim::RaiseException", "prim::dtype"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,9 @@ import torch
 from facecrowd.stages import models
 from facecrowd.stages.networks.mobilestylegan import ROWS, STYLE, MobileStyleGAN, WeightsError, inverse_haar, save
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REFERENCE = json.loads(Path(__file__).with_name("mobilestylegan_reference.json").read_text())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that outnumber the free cores make these networks ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

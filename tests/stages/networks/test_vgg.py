@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,8 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from facecrowd.stages.models import ModelError
 from facecrowd.stages.networks.vgg import Lpips
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FACES = Path(__file__).resolve().parents[3] / "jobs" / "faces"
 # features.0.weight[0, 0, 0] as torch prints it, to four digits, in public notebooks that loaded torchvision's files
 # (vgg16-397923af.pth and the AlexNet of the same time): its first three and last three numbers.
@@ -23,14 +25,6 @@ FIRST_WEIGHTS = {
     "vgg16": ((-0.5537, 0.1427, 0.5290), (-0.5537, 0.1427, 0.5290)),
     "alexnet": ((0.1186, 0.0941, 0.0954), (0.0558, 0.0216, 0.0500)),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["vgg16", "alexnet"])
