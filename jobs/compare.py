@@ -87,9 +87,10 @@ def whole(url: str) -> Iterator[None]:
 def _row(url: str, audit: dict[str, Any]) -> dict[str, Any]:
     counts, classes = audit["counts"], audit["classes"]
     k = next((r["found"] for r in audit["requirements"] if r["name"] == "k"), None)
+    perturbed = audit.get("perturbation")
     row = {
         "release": url.rstrip("/").rsplit("/", 1)[-1],
-        "method": audit["method"],
+        "method": " + ".join([audit["method"], *([perturbed["name"]] if perturbed else [])]),
         "guarantee": audit["guarantee"]["kind"] if classes else "none",
         "images": counts["released_images"],
         "people": counts["subjects_released"],

@@ -96,7 +96,11 @@ class Input(Section):
         private=True,
     )
     cluster_threshold: float = option(
-        0.36, "Cosine similarity from which two faces are one person, for subjects: clusters.", gt=-1, lt=1
+        0.36,
+        "Cosine similarity from which two faces are one person, for subjects: clusters (0.36 is for the default "
+        "recogniser; others have scales of their own).",
+        gt=-1,
+        lt=1,
     )
     same_person: float = option(
         0.5,
