@@ -23,6 +23,7 @@ from facecrowd.pipeline.plan import Plan, asked
 from facecrowd.pipeline.preflight import STEERING
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.translation import measured as translated
+from facecrowd.pipeline.translation import unchanged
 from facecrowd.privacy.classes import Histogram, histogram
 from facecrowd.privacy.reidentification import Identification, identify
 from facecrowd.stages.runkey import RunKey
@@ -75,15 +76,12 @@ INPAINT = (
     "what JPEG carried over its edge), but hair, neck, clothes and background are kept and may still identify the "
     "person. The figures below are what the attacks named here achieved; others may achieve more."
 )
+PIXELS = ", whose pixels are seen wherever no attribute changed"
+GENERATED = ", found again by a generator"
 TRANSLATION = (
-    "No guarantee of identity: every released face is translated from its own original, whose pixels are seen wherever "
-    "no attribute changed, and what is left may still identify the person. What the policy asks, it asks of the "
-    "released attributes, planned by {planner}: one vector per person{notes}. The figures below are what the attacks "
-    "named here achieved; others may achieve more."
-)
-UNCHANGED = (
-    "{count} of {faces} released faces already showed all that the translator was to make them show: they are their "
-    "originals, encoded anew."
+    "No guarantee of identity: every released face is made from its own original{how}, and what is left may still "
+    "identify the person. What the policy asks, it asks of the released attributes, planned by {planner}: one vector "
+    "per person{notes}. The figures below are what the attacks named here achieved; others may achieve more."
 )
 NOT_TRANSLATED = (
     "The translator cannot change {names}: the pixels keep what the originals show, whatever the release states, so "
@@ -267,7 +265,7 @@ def _translation(
     if looked.translations is None:
         return None
     steering = next(m["name"] for m in models if m["purpose"] == STEERING)
-    faces = (config, looked.translations, plan.originals, released.row, steering)
+    faces = (config, looked.translations, released.row, steering)
     now, *then = (
         translated(*faces, looked.predictors.judge, looked.judged, seen.attributes)
         for seen in (released, before)
@@ -325,9 +323,10 @@ def _of_attributes(config: ReleaseConfig, plan: Plan, translation: dict[str, Any
     """What is claimed of a translation: a table, and no pixel."""
     planned = plan.planned
     notes = "".join(f"; {note}" for note in (planned.notes if planned else ()))
-    parts = [TRANSLATION.format(planner=config.method.planner, notes=notes)]
-    if translation and (same := translation["faces_by_passes"].get("0")):
-        parts.append(UNCHANGED.format(count=same, faces=sum(translation["faces_by_passes"].values())))
+    how = GENERATED if config.method.generated else PIXELS
+    parts = [TRANSLATION.format(how=how, planner=config.method.planner, notes=notes)]
+    if translation and (left := unchanged(translation)):
+        parts.append(f"{left}.")
     if translation and translation["not_translated"]:
         parts.append(NOT_TRANSLATED.format(names=_and(translation["not_translated"])))
     if planned and planned.drawn:
@@ -444,6 +443,7 @@ def _classes(table: Histogram | None) -> dict[str, Any] | None:
         return None
     sizes = anonymity.class_sizes(table)
     return {
+        "smallest": int(anonymity.k_anonymity(table).value),
         "effective_k": round(float(anonymity.effective_k(table).value), 4),
         "sizes": {str(int(s)): int(c) for s, c in zip(sizes.size, sizes.classes, strict=True)},
     }

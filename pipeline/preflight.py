@@ -171,6 +171,7 @@ def _translator(config: ReleaseConfig, download: bool) -> tuple[Network, ...]:
 
     method, folder, found = config.method, config.detect.models, []
     name = str(method.translator)
+    _able(config)
     if name != LATENT:
         file = _weights(name)
         stargan.Generator.load(file)  # what is no translator is found before any work
@@ -182,6 +183,36 @@ def _translator(config: ReleaseConfig, download: bool) -> tuple[Network, ...]:
         found.append(_fetched("arcface-mobilefacenet", "recogniser of the regions", folder, download))
         found.append(_fetched("landmarks-2d106", "landmarks of the regions", folder, download))
     return (*found, *_steering(config, download))
+
+
+def _able(config: ReleaseConfig) -> None:
+    """Refuse a translator that cannot do what the method is for: faces would be released as they were.
+
+    Raises ConfigError, ModelError.
+    """
+    from facecrowd.stages import regions
+
+    able = set(translatable(config))
+    if config.method.keeps_identity:
+        parts = [name for part, name in regions.PARTS.items() if part not in regions.SPARED]
+        if missing := [name for name in parts if name not in able]:
+            raise ConfigError(
+                f"method.translator: it cannot change {', '.join(missing)}, which identity-preserving turns round; "
+                "name one that can"
+            )
+    elif not able & set(names := config.policy.quasi_identifiers):
+        raise ConfigError(
+            f"method.translator: it can change none of the quasi-identifiers ({', '.join(names)}), "
+            f"so every face would be released as it is; it can change: {', '.join(sorted(able))}"
+        )
+
+
+def untranslatable(config: ReleaseConfig) -> tuple[str, ...]:
+    """The quasi-identifiers that a translation releases and its translator cannot show. Raises ModelError."""
+    if config.method.name != "translation":
+        return ()
+    able = translatable(config)
+    return tuple(name for name in config.policy.quasi_identifiers if name not in able)
 
 
 def _weights(translator: str) -> Path:
@@ -255,6 +286,8 @@ def _judged_by_no_teacher(judge: attributes.Predictor, translator: str) -> None:
     for labeller in SHIPPED:
         if labeller in str(about.get("labels", "")):
             attributes.independent(judge, labeller, "the predictor that labelled what the translator learned from")
+    for teacher in about.get("teachers") or ():
+        attributes.independent(judge, str(teacher), "a predictor that taught the translator")
     people = {split for card in Card.read(judge.file).line() for split in card.splits}
     if common := sorted(people & set(about.get("splits", ()))):
         raise ConfigError(

@@ -45,7 +45,7 @@ from facecrowd.pipeline.schema import (
     Manifest,
 )
 from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
-from facecrowd.pipeline.translation import Translations
+from facecrowd.pipeline.translation import Translations, to_change
 from facecrowd.stages import models
 from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Stage
@@ -406,6 +406,11 @@ class _Run:
             f"plan: {plan.subjects.count} subjects, {plan.classes} classes, {len(plan.kept)} faces to release, "
             f"{len(plan.status) - len(plan.kept)} rows left out"
         )
+        if left := preflight.untranslatable(self.config):
+            self.progress.say(
+                f"WARNING: the translator cannot change {', '.join(left)}: the pixels keep what the originals show, "
+                "whatever is released"
+            )
         if plan.planned and (swapped := [choice["attribute"] for choice in plan.planned.choices if choice["flipped"]]):
             self.progress.say(f"plan: swapped in everybody (keep it to yourself): {', '.join(swapped)}")
         return plan
@@ -650,6 +655,8 @@ class _Run:
             used += [asdict(network) for network in self._networks]
             looked = what_was_looked_at(record, self.workspace, self.prepared.predictors)
             report = audit(config, plan, seen, self.key, counts, len(publication.rows), used, looked)
+            for line in what_had_to_change(config, plan, seen, looked, report):
+                self.progress.say(f"keep it to yourself: {line}")
             # Whatever the scan finds stops the publication, so a report that is read lists none.
             report["leaks"] = []
             publication.write_text(publish.AUDIT, json.dumps(report, indent=1, sort_keys=True) + "\n")
@@ -742,6 +749,8 @@ class _Run:
 
     def _warn_of_others(self, plan: planning.Plan) -> None:
         """Say what intersecting this release with others of the same people would leave of their crowds."""
+        if self.config.method.name == "translation":
+            self._warn_of_epsilons()
         if not self.config.method.of_class:
             return
         paths: dict[str, list[int]] = {}
@@ -766,6 +775,26 @@ class _Run:
                 f"of them and can tell people across them leaves {below} people a crowd under k (the smallest: "
                 f"{min(crowds.values())}); the bound holds for each release alone"
             )
+
+    def _warn_of_epsilons(self) -> None:
+        """Say what several translations of the same people tell together."""
+        folder = self.workspace.folder.child("releases")
+        spent: dict[str, float | None] = {}
+        for name in folder.names():
+            record = Record.read(folder, name)
+            if record.card and record.config.method.name == "translation":
+                spent[record.runs["plan"]] = record.planned.epsilon if record.planned else None
+        if len(spent) < 2:
+            return
+        drawn = [epsilon for epsilon in spent.values() if epsilon is not None]
+        total = f"their epsilons add up: {sum(drawn):.4g} in total"
+        if len(drawn) < len(spent):
+            total = f"{total}, and no epsilon covers the rest" if drawn else "no epsilon covers any of them"
+        self.progress.say(
+            f"WARNING: {len(spent)} different translations of these people were released from this workspace: {total}. "
+            "Who holds several can join their rows by the pixels, whatever the identities say; k, l and t hold for "
+            "each release alone"
+        )
 
     def _named(self, plan: planning.Plan) -> int:
         listed = self.prepared.listing
@@ -902,6 +931,16 @@ def what_was_looked_at(record: Record, workspace: Workspace, predictors: Predict
     if record.config.perturb.on:
         perturbed = Perturbations.read(workspace, record.runs["rendered"], record.parts, record.config.perturb)
     return Looked(predictors, record.brought, margin, predicted, judged, done, perturbed)
+
+
+def what_had_to_change(
+    config: ReleaseConfig, plan: planning.Plan, seen: Released, looked: Looked, report: dict[str, Any]
+) -> list[str]:
+    """How many faces had to change and did, which is for whoever runs a translation and for nobody else."""
+    if looked.translations is None:
+        return []
+    faces = (config, looked.translations, plan.originals, seen.row, report["translation"]["steering"])
+    return to_change(*faces, looked.predictors.judge, looked.judged, seen.attributes)
 
 
 def recorded_predictors(record: Record, workspace: Workspace) -> Predictors:

@@ -32,6 +32,7 @@ def verdict_lines(audit: Audit) -> list[str]:
         lines.append(
             f"{r['name']}: asked {_figure(r['asked'])}, found {_figure(r['found'])}: {mark} ({r['kind']}){note}"
         )
+    lines += class_lines(audit)
     lines += _label_lines(audit)
     for attack in audit["reidentification"]:
         lines.append(attack_line(attack))
@@ -66,6 +67,12 @@ def conclusion(audit: Audit) -> str:
             "above are measured"
         )
     return "verdict: what the policy asks holds, and nothing is guaranteed: the figures above are measured"
+
+
+def class_lines(audit: Audit) -> list[str]:
+    """The smallest crowd, whether or not a policy asked for one."""
+    found = (audit["classes"] or {}).get("smallest")
+    return [] if found is None else [f"smallest class: {found} people (k as it came out)"]
 
 
 def _label_lines(audit: Audit) -> list[str]:
@@ -145,12 +152,20 @@ def leak_lines(leaks: list[dict[str, str]]) -> str:
 
 def description(audit: Audit) -> str:
     counts = audit["counts"]
-    kept = audit.get("recognisers") or audit["method"] == CLOAK
-    how = "altered, not anonymised, by" if kept else "anonymised by"
+    how = _kind(audit)[1]
     return (
         f"{counts['released_images']} images of {counts['subjects_released']} people, "
         f"{how} {made_by(audit)}. {audit['guarantee']['text']}"
     )
+
+
+def _kind(audit: Audit) -> tuple[str, str]:
+    """What released faces are, and how they became it, in words that promise no more than the method does."""
+    if audit.get("recognisers") or audit["method"] == CLOAK:
+        return "Altered faces of recognisable people", "altered, not anonymised, by"
+    if audit["method"] == "translation":
+        return "Faces with translated attributes", "altered by"
+    return "Anonymised faces", "anonymised by"
 
 
 def made_by(audit: Audit) -> str:
@@ -169,7 +184,6 @@ def readme(audit: Audit, form: str) -> str:
         "webdataset": "`images/shard-*.tar` (WebDataset: `<name>.jpg` and `<name>.json`)",
     }[form]
     what = "aligned faces" if audit["output"] == "crop" else "whole photos with their faces replaced or covered"
-    kept = audit.get("recognisers") or audit["method"] == CLOAK
     table = ["| requirement | asked | found | met | kind | |", "| --- | --- | --- | --- | --- | --- |"]
     table += [
         f"| {r['name']} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else '**no**'} "
@@ -178,7 +192,7 @@ def readme(audit: Audit, form: str) -> str:
     ]
     return "\n".join(
         [
-            f"# {'Altered faces of recognisable people' if kept else 'Anonymised faces'} ({made_by(audit)})",
+            f"# {_kind(audit)[0]} ({made_by(audit)})",
             "",
             *([] if audit["met"] else ["**This release does NOT meet its own policy; see the table.**", ""]),
             f"{counts['released_images']} images ({what}) of {counts['subjects_released']} people in "
@@ -192,7 +206,7 @@ def readme(audit: Audit, form: str) -> str:
             "",
             "## What was measured",
             "",
-            *[f"- {line}" for line in _label_lines(audit)],
+            *[f"- {line}" for line in [*class_lines(audit), *_label_lines(audit)]],
             *[f"- {attack_line(a)}" for a in audit["reidentification"]],
             *[f"- {line}" for line in attribute_lines(audit)],
             *[f"- {line}" for line in translation.lines(audit.get("translation"))],

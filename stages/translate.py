@@ -44,7 +44,8 @@ PASSES = 2
 @dataclass(frozen=True)
 class Translated:
     """pictures : (N, 3, S, S) in [0, 1]; realised : (N, 40) int8, 1 the predictor sees what is wanted, 0 it does not,
-    -1 nothing was wanted; passes : (N,) int8, how many it took, 0 where nothing had to change, or could, and nothing was rendered"""
+    -1 nothing was wanted; passes : (N,) int8, how many it took, 0 where nothing had to change or could and the face is
+    as it was"""
 
     pictures: Tensor
     realised: np.ndarray

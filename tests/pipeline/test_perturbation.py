@@ -418,7 +418,11 @@ def test_anonymousnets_path_runs_whole_predict_plan_translate_perturb(
     assert {m["purpose"] for m in audit["models"]} >= {preflight.TRANSLATOR, preflight.SURROGATE, preflight.FOOLED}
     # The judge speaks of faces as they were translated and as they were perturbed, and the worse stands.
     assert all(r["when"] in (perturbation.BEFORE, perturbation.AFTER) for r in audit["translation"]["attributes"])
-    assert outcome.release.read("README.md").decode().startswith("# Anonymised faces (translation + universal)")
+    assert (
+        outcome.release.read("README.md")
+        .decode()
+        .startswith("# Faces with translated attributes (translation + universal)")
+    )
     rendered = private(outcome, "rendered")
     assert all(len(r["attributes_before"]) == 40 and 0 < r["linf"] <= 8 for r in rendered)
 

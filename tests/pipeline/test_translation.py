@@ -22,12 +22,14 @@ from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import preflight, steps, summary, translation
 from facecrowd.pipeline import release as releases
 from facecrowd.pipeline.attributes import Predictor, find
+from facecrowd.pipeline.audit import Counts
 from facecrowd.pipeline.config import ReleaseConfig, load
 from facecrowd.pipeline.errors import ConfigError
+from facecrowd.pipeline.plan import Planned
 from facecrowd.pipeline.presets import FIVE_PARTS, predictable
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Outcome
-from facecrowd.pipeline.translation import Translations, measured
+from facecrowd.pipeline.release import Outcome, Record
+from facecrowd.pipeline.translation import Translations, measured, to_change
 from facecrowd.stages import models, regions
 from facecrowd.stages.attributes import JUDGE, STEER
 from facecrowd.stages.blend import Blend
@@ -168,9 +170,17 @@ def test_what_needs_no_change_is_left_as_it_is_and_the_audit_counts_and_says_it(
     found = translated.audit["translation"]["faces_by_passes"]
     assert found.get("0", 0) == unchanged
     assert sum(found.values()) == 12
-    assert (f"{unchanged} of 12 released faces already showed" in translated.audit["guarantee"]["text"]) == bool(
-        unchanged
-    )
+    assert translated.audit["translation"]["unchanged"]["faces"] == unchanged
+    said = f"{unchanged} of 12 faces are released unchanged but for re-encoding"
+    assert (said in translated.audit["guarantee"]["text"]) == bool(unchanged)
+
+
+def test_a_translation_is_never_called_anonymised(translated: Outcome) -> None:
+    readme = translated.release.read("README.md").decode()
+    assert readme.startswith("# Faces with translated attributes (translation)")
+    card = json.loads(translated.release.read("metadata.json"))
+    assert "people, altered by translation. No guarantee of identity" in card["description"]
+    assert not any("nonymised" in text for text in (readme, str(card), json.dumps(translated.audit)))
 
 
 def test_an_attribute_that_the_translator_cannot_change_is_named(translated: Outcome) -> None:
@@ -179,18 +189,13 @@ def test_an_attribute_that_the_translator_cannot_change_is_named(translated: Out
     assert any(line.startswith("not translated, and in the pixels") for line in summary.verdict_lines(translated.audit))
 
 
-def test_success_is_told_for_both_predictors_of_all_faces_and_of_those_that_had_to_change(translated: Outcome) -> None:
+def test_success_is_published_for_both_predictors_of_all_faces(translated: Outcome) -> None:
     rows = {row["attribute"]: row for row in translated.audit["translation"]["attributes"]}
     assert set(rows) == {"Male", "Young"}
-    rendered, planned = private(translated, "rendered"), private(translated, "plan")
+    rendered = private(translated, "rendered")
     for name, row in rows.items():
         assert row["faces"] == row["judged"] == 12
         assert row["realised"] == pytest.approx(np.mean([dict(r["realised"])[name] for r in rendered]), abs=1e-6)
-        off = [
-            dict(r["wanted"])[name] != (dict(p["originals"])[name] == "1")
-            for r, p in zip(rendered, planned, strict=True)
-        ]
-        assert row["to_change"] == sum(off)
     lines = [line for line in summary.verdict_lines(translated.audit) if "wanted by the translation" in line]
     assert len(lines) == 2
     assert all(f"{STEER} (which steers)" in line and JUDGE in line for line in lines)
@@ -256,12 +261,14 @@ def test_epsilon_is_a_requirement_and_said_never_to_cover_pixels(
     assert all("judged" not in row for row in audit["translation"]["attributes"])
 
 
-def test_what_ppas_swapped_stays_in_the_workspace_and_what_it_missed_is_not_met(
-    tmp_path: Path, settings: Settings, make_release: Make, translator: str
+def test_what_ppas_swapped_and_who_had_to_change_are_published_to_nobody_and_what_it_missed_is_not_met(
+    tmp_path: Path, settings: Settings, make_release: Make, translator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
     more = {
         "method.planner": "ppas",
-        "policy.k": 6,
+        "policy.k": None,
         "policy.t": {"value": 0.01},
         "method.passes": 1,
         "policy.quasi_identifiers": ["Male", "Young"],
@@ -274,6 +281,54 @@ def test_what_ppas_swapped_stays_in_the_workspace_and_what_it_missed_is_not_met(
     assert any(choice["flipped"] for choice in choices)
     told = [outcome.release.read(name) for name in ("audit.json", "README.md", "release.yaml", "metadata.json")]
     assert all(b"flipped" not in text and b"choices" not in text for text in told)
+    had = [line for line in said if "had to change" in line]
+    rendered, planned = private(outcome, "rendered"), private(outcome, "plan")
+    for name, line in zip(("Male", "Young"), had, strict=True):
+        assert line.startswith(f"keep it to yourself: {name} had to change and did: as {STEER} (which steers) sees it")
+        off = [
+            dict(r["wanted"])[name] != (dict(p["originals"])[name] == "1")
+            for r, p in zip(rendered, planned, strict=True)
+        ]
+        assert f" of {sum(off)} faces; as {JUDGE}" in line
+    assert not any(
+        word in text for text in told for word in (b"to_change", b"to change", b'"changed', b"judge_changed")
+    )
+    for row in outcome.audit["translation"]["attributes"]:
+        assert set(row) == {"attribute", "faces", "realised", "judged", "judge_realised"}
+    # No k was asked, and what it came out as is stated all the same.
+    crowds: dict[tuple[str, ...], set[str]] = {}
+    for row in planned:
+        crowds.setdefault(tuple(dict(row["released"]).values()), set()).add(row["subject_id"])
+    smallest = min(map(len, crowds.values()))
+    assert outcome.audit["classes"]["smallest"] == smallest
+    line = f"smallest class: {smallest} people (k as it came out)"
+    assert line in summary.verdict_lines(outcome.audit)
+    assert f"- {line}\n" in outcome.release.read("README.md").decode()
+
+
+def test_translations_of_one_workspace_are_warned_of_with_the_sum_of_their_epsilons(
+    tmp_path: Path, settings: Settings, translator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    prepared = releases.prepare(settings(tmp_path / "release", **asked(translator)))
+    run = releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress())
+
+    def release(name: str, plan: str, epsilon: float | None, card: str = "card") -> str:
+        names, counts = {**run.names, "plan": plan}, Counts(12, 6)
+        planned = Planned("ppas-verified", epsilon)
+        record = Record(card, prepared.config, names, 6, counts, "folder", None, 0, planned=planned)
+        record.write(run.workspace.folder, f"releases/{name}.json")
+        said.clear()
+        run._warn_of_epsilons()
+        return "".join(said)
+
+    assert release("one", "a", 1.5) == ""
+    assert release("same plan", "a", 1.5) == ""
+    assert release("not published", "x", 9.0, card="") == ""
+    assert "2 different translations" in (two := release("two", "b", 0.75))
+    assert "their epsilons add up: 2.25 in total. Who holds several can join their rows by the pixels" in two
+    assert "2.25 in total, and no epsilon covers the rest" in release("three", "c", None)
 
 
 def test_in_photo_output_a_translated_face_keeps_its_own_light(
@@ -344,8 +399,6 @@ def test_the_parts_least_tied_to_the_person_are_turned_round_and_kept_in_the_wor
     found = preserved.audit["translation"]
     assert sum(found["faces_by_parts"].values()) == 12
     assert sum(found["parts"].values()) == sum(row["faces"] for row in found["attributes"])
-    assert all(row["to_change"] == row["faces"] for row in found["attributes"])
-    assert all(row["judge_to_change"] == row["judged"] for row in found["attributes"])
 
 
 def test_as_many_parts_are_obfuscated_as_were_asked_for(
@@ -364,11 +417,14 @@ def test_as_many_parts_are_obfuscated_as_were_asked_for(
 # ----------------------------------------------------------------------------------------------------------- figures
 
 
-def figures(**columns: Any) -> dict[str, Any]:
-    """Of three faces that are to show Male, two of which did not."""
+def figures(first: bool = True, **columns: Any) -> tuple[dict[str, Any], list[str]]:
+    """Of three faces that are to show Male, two of which did not: what is published, and what is not.
+
+    first : whether the one that no pass was made for shows it
+    """
     done = Translations(
         wanted=[{"Male": True}] * 3 + [{}],
-        realised=[{"Male": True}, {"Male": False}, {"Male": True}, {}],
+        realised=[{"Male": first}, {"Male": False}, {"Male": True}, {}],
         passes=[0, 2, 1, None],
         obfuscated=[None] * 4,
         activation=[None] * 4,
@@ -381,23 +437,37 @@ def figures(**columns: Any) -> dict[str, Any]:
         probabilities[when][:, predictable().index("Male")] = values
     judge = find(JUDGE, download=False)
     half = Predictor(judge.file, "", "", "", (0.5,) * 40)
-    return measured(config, done, originals, np.array([0, 1, 2]), "steers", half, **probabilities)
+    seen = (np.array([0, 1, 2]), "steers", half)
+    return measured(config, done, *seen, **probabilities), to_change(config, done, originals, *seen, **probabilities)
 
 
 def test_each_predictor_is_asked_of_the_faces_that_it_saw_otherwise() -> None:
-    found = figures(before=[0.9, 0.1, 0.9, 0.9], after=[0.9, 0.1, 0.1])
+    found, had = figures(before=[0.9, 0.1, 0.9, 0.9], after=[0.9, 0.1, 0.1])
     (row,) = found["attributes"]
-    assert (row["faces"], row["to_change"]) == (3, 2)
-    assert (row["realised"], row["changed"]) == (pytest.approx(2 / 3, abs=1e-6), 0.5)
+    assert (row["faces"], row["judged"]) == (3, 3)
+    assert (row["realised"], row["judge_realised"]) == (pytest.approx(2 / 3, abs=1e-6), pytest.approx(1 / 3, abs=1e-6))
     # The judge saw one face that was to change, and it did not.
-    assert (row["judged"], row["judge_to_change"]) == (3, 1)
-    assert (row["judge_realised"], row["judge_changed"]) == (pytest.approx(1 / 3, abs=1e-6), 0.0)
+    assert had == [
+        "Male had to change and did: as steers (which steers) sees it, 50.0% of 2 faces; "
+        f"as {JUDGE} sees it, 0.0% of 1 faces"
+    ]
     assert found["faces_by_passes"] == {"0": 1, "1": 1, "2": 1}
     assert found["not_translated"] == ["Young"]
     said = translation.lines(found)
-    assert said[0].endswith("1 in 1, 1 in 2; 1 showed it all before and are their originals, encoded anew")
-    assert "66.7% of 3 faces show it and 50.0% of 2 faces to change" in said[1]
+    assert said[0].endswith("1 in 1, 1 in 2")
+    assert said[1] == (
+        "1 of 3 faces are released unchanged but for re-encoding: their originals showed all that was wanted already"
+    )
+    assert "66.7% of 3 faces show it" in said[2]
     assert translation.lines(None) == []
+
+
+def test_a_face_that_was_left_as_it_was_and_does_not_show_what_was_wanted_is_never_said_to_show_it() -> None:
+    found, _ = figures(first=False, before=[0.9, 0.1, 0.9, 0.9], after=[0.9, 0.1, 0.1])
+    assert translation.unchanged(found) == (
+        "1 of 3 faces are released unchanged but for re-encoding: 0 showed all that was wanted already, 1 do not, and "
+        "the translator changed nothing"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- before any work
@@ -491,6 +561,21 @@ def test_a_judge_that_shares_people_with_the_translator_or_is_close_to_who_label
         preflight.judged_by_another([], judge, write(tmp_path / "people.safetensors", splits=["steer", "judge"]))
     with pytest.raises(ConfigError, match=f"{JUDGE} is the predictor that labelled what the translator learned from"):
         preflight.judged_by_another([], judge, write(tmp_path / "labels.safetensors", labels=f"by {JUDGE}"))
+    preflight.judged_by_another([], judge, write(tmp_path / "taught.safetensors", teachers=[STEER]))
+    with pytest.raises(ConfigError, match=f"{JUDGE} is a predictor that taught the translator itself"):
+        preflight.judged_by_another([], judge, write(tmp_path / "teachers.safetensors", teachers=[STEER, JUDGE]))
+
+
+def test_a_translator_that_can_change_nothing_that_is_asked_is_refused(tmp_path: Path, settings: Settings) -> None:
+    some = write(tmp_path / "some.safetensors", ("Male", "Big_Nose"))
+    with pytest.raises(ConfigError, match="cannot change Bushy_Eyebrows, Narrow_Eyes, Big_Lips, which identity-pres"):
+        releases.prepare(settings(tmp_path / "release", **kept(some)))
+    young = asked(some, **{"policy.quasi_identifiers": ["Young", "Eyeglasses"]})
+    with pytest.raises(ConfigError, match=r"can change none of the quasi-identifiers \(Young, Eyeglasses\), so every"):
+        releases.prepare(settings(tmp_path / "release", **young))
+    prepared = releases.prepare(settings(tmp_path / "release", **asked(some)))
+    assert preflight.untranslatable(prepared.config) == ("Young", "Eyeglasses")
+    assert not (tmp_path / "release.workspace").exists()
 
 
 def test_the_latent_translator_is_the_generator_with_its_search_and_directions(model_folder: str | None) -> None:
