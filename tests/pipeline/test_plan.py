@@ -339,9 +339,9 @@ def test_epsilon_randomises_by_the_run_key_and_the_plan_keeps_what_was_spent() -
     assert read == one.planned
 
 
-def alike(value: str, unknown: int = 0, **changes: Any) -> Plan:
-    """A translation of 40 people who are all of one value; the last of them unknown."""
-    values: dict[str, list[str | None]] = {f"p{i:02d}": [value if i < 40 - unknown else None] for i in range(40)}
+def alike(value: str, **changes: Any) -> Plan:
+    """A translation of 40 people who are all of one value."""
+    values: dict[str, list[str | None]] = {f"p{i:02d}": [value] for i in range(40)}
     photos, faces = tables(dict.fromkeys(values, 1))
     asked = {**TRANSLATED, "policy.sensitive": ["Smile"], "policy.t": {"value": 0.9}, **changes}
     asked = {"policy.quasi_identifiers": ["Young"], **asked}

@@ -437,8 +437,10 @@ def figures(first: bool = True, **columns: Any) -> tuple[dict[str, Any], list[st
         probabilities[when][:, predictable().index("Male")] = values
     judge = find(JUDGE, download=False)
     half = Predictor(judge.file, "", "", "", (0.5,) * 40)
-    seen = (np.array([0, 1, 2]), "steers", half)
-    return measured(config, done, *seen, **probabilities), to_change(config, done, originals, *seen, **probabilities)
+    judged = (half, probabilities["before"], probabilities["after"])
+    rows = np.array([0, 1, 2])
+    found = measured(config, done, rows, "steers", *judged)
+    return found, to_change(config, done, originals, rows, "steers", *judged)
 
 
 def test_each_predictor_is_asked_of_the_faces_that_it_saw_otherwise() -> None:
