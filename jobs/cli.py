@@ -781,6 +781,9 @@ def evaluate_translation(
         str, typer.Option(help="stargan, stargan-identity, latent or files, comma-separated: of flips and quality.")
     ] = "stargan",
     keeper: Annotated[str, typer.Option(help="The translator whose parts are obfuscated.")] = "stargan-identity",
+    strength: Annotated[
+        float | None, typer.Option(min=0, help="Of the keeper's change [default: what its weights say].")
+    ] = None,
     recognisers: Annotated[
         str, typer.Option(help="Who verifies, comma-separated [default: sface,facex-zoo-1,facex-zoo-2,edgeface-s].")
     ] = "",
@@ -803,6 +806,7 @@ def evaluate_translation(
         inpaint=inpaint,
         translators=tuple(translators.split(",")),
         keeper=keeper,
+        strength=strength,
         recognisers=tuple(recognisers.split(",")) if recognisers else evaluation.RECOGNISERS,
         work=work or WORK,
     )

@@ -89,7 +89,7 @@ class Order:
 
     flips : test faces on which each attribute is flipped; quality : faces translated to a plan; parts : faces whose
     parts are obfuscated; speed : faces to time; translators : as in ``translate.load``, for flips and quality;
-    keeper : the translator of ``parts``; strength : of its change
+    keeper : the translator of ``parts``; strength : of its change, None for its own
     """
 
     flips: int = 48
@@ -98,6 +98,7 @@ class Order:
     speed: int = 32
     translators: tuple[str, ...] = ("stargan",)
     keeper: str = "stargan-identity"
+    strength: float | None = None
     recognisers: tuple[str, ...] = RECOGNISERS
     inpaint: int = 16
     work: Path = WORK
@@ -238,7 +239,10 @@ def parts_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> dict[
     if not len(genuine):
         raise InputError("no test person has two faces among these; give more")
     names = order.recognisers
-    strange = set(regions.PARTS.values()) - set(makers.translator(order.keeper).attributes)
+    keeper = makers.translator(order.keeper)
+    if order.strength is not None and isinstance(keeper, translate.Network):
+        keeper.strength = order.strength
+    strange = set(regions.PARTS.values()) - set(keeper.attributes)
     if strange:
         raise ConfigError(f"--keeper {order.keeper}: it translates no {', '.join(sorted(strange))}")
     original = embeddings(makers.networks, chosen.crop, [STEER, *names], order.work, say)
@@ -264,6 +268,7 @@ def parts_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> dict[
         "impostor_pairs": len(impostor),
         "subjects": len(set(chosen.subject.tolist())),
         "translator": order.keeper,
+        "strength": getattr(keeper, "strength", None),
         "in_the_identity_loss": makers.about(order.keeper).get("identity_loss"),
         "rows": rows,
     }

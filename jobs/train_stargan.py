@@ -111,7 +111,7 @@ PAPER: dict[str, Any] = {
 }
 PRESETS = {
     "cpu": Preset(
-        2_000, 10, 1, 64, 32, groups=240, rate=8e-4, layers=5, warm=800, hold=0.5, decay=0.99, teach=2.0, pair=5.0
+        3_600, 10, 1, 64, 32, groups=240, rate=8e-4, layers=5, warm=800, hold=0.5, decay=0.99, teach=2.0, pair=5.0
     ),
     "gpu": Preset(11_000, 64, 5, 128, 64, groups=6_000, rate=2e-4, warm=3_000),
     "anonymousnet": Preset(40_000, 16, **PAPER),

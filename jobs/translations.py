@@ -88,7 +88,8 @@ class Makers:
             found = translate.translate(self.translator(name), self.steer, self.networks.pixels(some, size), wanted[at])
             return {"image": (found.pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()}
 
-        told = [self.told(name), hashlib.sha256(wanted.tobytes()).hexdigest(), size, translate.PASSES]
+        strength = getattr(self.translator(name), "strength", None)
+        told = [self.told(name), strength, hashlib.sha256(wanted.tobytes()).hexdigest(), size, translate.PASSES]
         pictures = by_chunk(crops, self.work, "translated", told, make, 32)["image"]
         return [encode(picture, 95) for picture in pictures]
 

@@ -68,12 +68,13 @@ class Translator(Protocol):
 
 
 class Network:
-    """StarGAN as a translator."""
+    """StarGAN as a translator. ``strength`` : of its change, as its weights' file says; 1 is what was trained."""
 
     generates = False
 
     def __init__(self, generator: stargan.Generator, columns: Sequence[str], half: bool = False) -> None:
         self.generator, self.half = generator, half
+        self.strength = float(generator.about.get("strength", 1.0))
         self.attributes = generator.shape.attributes
         self.at = [list(columns).index(name) for name in self.attributes]
 
@@ -81,7 +82,7 @@ class Network:
     def change(self, x: Tensor, values: np.ndarray, target: np.ndarray) -> Tensor:
         before, after = (torch.from_numpy(v[:, self.at]).to(x) for v in (values, target))
         with precision(x.device, self.half):
-            return self.generator.translate(x, self.generator.condition(before, after))
+            return self.generator.translate(x, self.generator.condition(before, after), self.strength)
 
 
 class Latent:

@@ -38,7 +38,7 @@ def test_people(labelled: Faces) -> Faces:
 
 @pytest.fixture
 def order(idle: str, tmp_path: Path) -> Order:
-    return Order(4, 4, 10, 0, (idle,), idle, ("sface",), 0, tmp_path)
+    return Order(4, 4, 10, 0, (idle,), idle, recognisers=("sface",), inpaint=0, work=tmp_path)
 
 
 @pytest.fixture
