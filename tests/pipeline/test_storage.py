@@ -117,13 +117,19 @@ def test_all_parts_come_in_the_order_of_their_numbers(parts: Parts) -> None:
     assert parts.read_all(3, ["row"])["row"].to_pylist() == [0, 1, 2, 3, 4, 5]
 
 
+def nulls(manifest: Manifest, rows: int) -> dict[str, list[None]]:
+    """Every column of a manifest, empty."""
+    return {column.name: [None] * rows for column in manifest.columns if column.name != "run"}
+
+
 def test_embeddings_and_maps_keep_their_values(workspace: Workspace) -> None:
     vectors = np.random.Generator(np.random.Philox(1)).standard_normal((2, 512)).astype(np.float32)
     surrogates = workspace.parts(SURROGATES, "r")
     columns = {"class_id": [0, 1], "subjects": [3, 3], "faces": [3, 4], "image": [b"a", None], "detected": [True, None]}
     columns |= {"variant": [0, 0], "face_id": ["", ""], "status": ["ok", "failed"], "reason": ["", "why"]}
     columns["realised"] = [{"Male": True}, {}]
-    surrogates.write(0, {**columns, "embedding": [vectors[0], None], "attributes": [None, [0.5] * 40]})
+    columns |= {"embedding": [vectors[0], None], "attributes": [None, [0.5] * 40]}
+    surrogates.write(0, {**nulls(SURROGATES, 2), **columns})
     found = surrogates.read(0)["embedding"].to_pylist()
     assert np.array_equal(np.float32(found[0]), vectors[0])
     assert found[1] is None
@@ -166,7 +172,7 @@ def test_a_workspace_of_an_earlier_version_takes_manifests_with_more_columns(wor
     row |= {"variant": [0], "face_id": [""], "status": ["ok"], "reason": [""], "realised": [{}]}
     for manifest, run, more in ((fewer, "old", {}), (SURROGATES, "new", {"attributes": [[0.5] * 40]})):
         parts = workspace.parts(manifest, run)
-        parts.write(0, {**row, **more})
+        parts.write(0, {**nulls(manifest, 1), **row, **more})
         workspace.commit(parts, 1)
     table = workspace.catalog().load_table((NAMESPACE, "surrogates")).scan().to_arrow()
     found = dict(zip(table["run"].to_pylist(), table["attributes"].to_pylist(), strict=True))
