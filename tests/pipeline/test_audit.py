@@ -15,7 +15,7 @@ import pytest
 
 from facecrowd.pipeline import attributes
 from facecrowd.pipeline import audit as audits
-from facecrowd.pipeline.audit import Released
+from facecrowd.pipeline.audit import Released, left_out
 from facecrowd.pipeline.release import Outcome
 from facecrowd.stages.attributes import STEER
 from facecrowd.stages.runkey import RunKey
@@ -146,3 +146,8 @@ def test_a_face_counts_as_often_as_images_show_it() -> None:
     repeated = released.repeated(np.array([3, 9, 1]))
     assert repeated.row.tolist() == [0, 0, 0, 2]
     assert repeated.hashes.tolist() == ["a", "a", "a", "b"]
+
+
+def test_three_people_of_ten_left_out_are_three_tenths_and_no_more() -> None:
+    assert left_out(7, 10) <= 0.3
+    assert left_out(10, 10) == 0
