@@ -185,7 +185,7 @@ def quality_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> lis
     made: dict[str, tuple[Sequence[bytes], list[bytes]]] = {}
     untouched: dict[str, np.ndarray] = {}
     for name, method in BASELINES.items():
-        pictures = [cv_sized(decode(crop)) for crop in chosen.crop]
+        pictures = [_small(decode(crop)) for crop in chosen.crop]
         made[name] = chosen.crop, [encode(method(p, align.template(SIZE), None), 95) for p in pictures]
     for translator in order.translators:
         say(f"quality: {translator}, planned")
@@ -211,7 +211,7 @@ def quality_figures(makers: Makers, faces: Faces, order: Order, say: Say) -> lis
     return rows
 
 
-def cv_sized(picture: np.ndarray) -> np.ndarray:
+def _small(picture: np.ndarray) -> np.ndarray:
     x = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
     small = F.interpolate(x, (SIZE, SIZE), mode="area")
     return small[0].permute(1, 2, 0).round().byte().numpy()
@@ -314,8 +314,8 @@ def _actions(makers: Makers, name: str, crops: Sequence[bytes]) -> dict[str, Cal
     x, values = makers.networks.pixels(crops, SIZE), makers.values(crops)
     stage = translate.Translate(name, size=SIZE, device=device)
     stage.networks = (network, makers.steer)
-    pictures = [cv_sized(decode(crop)) for crop in crops]
-    wanted = list(planned_none(len(crops), network.attributes))
+    pictures = [_small(decode(crop)) for crop in crops]
+    wanted = list(_everything(len(crops), network.attributes))
 
     @torch.inference_mode()
     def predictor() -> Tensor:
@@ -331,7 +331,7 @@ def _actions(makers: Makers, name: str, crops: Sequence[bytes]) -> dict[str, Cal
     }
 
 
-def planned_none(count: int, attributes: Sequence[str]) -> np.ndarray:
+def _everything(count: int, attributes: Sequence[str]) -> np.ndarray:
     """Wishes that ask every face for every attribute."""
     wanted = np.full((count, len(ATTRIBUTES)), -1, np.int8)
     wanted[:, np.isin(ATTRIBUTES, attributes)] = 1

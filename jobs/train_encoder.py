@@ -223,13 +223,7 @@ def run(
     def make() -> EncoderTask:
         return EncoderTask(real, PRESETS[preset], folder)
 
-    if workers:
-        from facecrowd.pipeline.ray_data import session
-
-        with session():
-            training.train_on_ray(make, folder, every, workers, torch.cuda.is_available(), say)
-    task = training.train(make, folder, every, say=say)
-    assert isinstance(task, EncoderTask)
+    task = training.run(make, folder, every, workers, say)
     state = {name: value.detach().cpu() for name, value in task.network.state_dict().items()}
     state = {name: (v.half() if v.is_floating_point() else v).contiguous() for name, v in state.items()}
     about = {"kind": "encoder of mobilestylegan-ffhq", "preset": preset, **task.measure()}

@@ -488,13 +488,7 @@ def run(
     def make() -> StarganTask:
         return StarganTask(whole, chosen, attributes, folder, begin)
 
-    if workers:
-        from facecrowd.pipeline.ray_data import session
-
-        with session():
-            training.train_on_ray(make, folder, every, workers, torch.cuda.is_available(), say)
-    task = training.train(make, folder, every, say=say)
-    assert isinstance(task, StarganTask)
+    task = training.run(make, folder, every, workers, say)
     state = {name: value.detach().cpu().half().contiguous() for name, value in task.average.state_dict().items()}
     task.average.about |= {
         "preset": preset,

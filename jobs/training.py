@@ -186,6 +186,16 @@ def train_on_ray(
     return task
 
 
+def run(make: Callable[[], T], folder: Path, every: int, workers: int, say: Callable[[str], None]) -> T:
+    """By ``workers`` of Ray Train in a session of their own, or with none in this process; raises as these do."""
+    if workers:
+        from facecrowd.pipeline.ray_data import session
+
+        with session():
+            train_on_ray(make, folder, every, workers, torch.cuda.is_available(), say)
+    return train(make, folder, every, say=say)
+
+
 def _read(file: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
     return state

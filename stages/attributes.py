@@ -372,7 +372,7 @@ def pictures(crops: Sequence[np.ndarray], size: int) -> Tensor:
     return torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 255
 
 
-def _square(crop: Any) -> np.ndarray:
+def square(crop: Any) -> np.ndarray:
     """The crop, checked before it joins others: one that is none must cost no other row."""
     whole = isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.size > 0
     if not whole or crop.shape != (*crop.shape[:1] * 2, 3):
@@ -428,7 +428,7 @@ class Attributes(Stage):
         for i in live({"status": status}):
             cell = batch[self.column][i]
             try:
-                crops[i] = _square(decode(cell) if isinstance(cell, bytes) else cell)
+                crops[i] = square(decode(cell) if isinstance(cell, bytes) else cell)
             except Undecodable as error:
                 status[i], reason[i] = "unreadable", error.reason
             except ValueError as error:

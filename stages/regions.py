@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facecrowd.stages import align, models
+from facecrowd.stages.attributes import square
 from facecrowd.stages.batch import FAILED, explain, outcomes
 from facecrowd.stages.chip import grid
 from facecrowd.stages.decode import Undecodable, decode
@@ -489,7 +490,7 @@ class Regions(Stage):
         for i in live({"status": status}):
             cell = batch[self.column][i]
             try:
-                crops[i] = _square(decode(cell) if isinstance(cell, bytes) else cell)
+                crops[i] = square(decode(cell) if isinstance(cell, bytes) else cell)
                 person[i] = _vector(batch[self.identity][i] if self.identity else None)
             except Undecodable as error:
                 status[i], reason[i] = "unreadable", error.reason
@@ -522,11 +523,3 @@ def _vector(cell: Any) -> np.ndarray:
     if vector.shape != (512,):
         raise ValueError(f"not an embedding of 512 numbers but {vector.shape}")
     return vector
-
-
-def _square(crop: Any) -> np.ndarray:
-    """The crop, checked before it joins others: one that is none must cost no other row."""
-    whole = isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.size > 0
-    if not whole or crop.shape != (*crop.shape[:1] * 2, 3):
-        raise ValueError(f"not an (S, S, 3) uint8 crop but {getattr(crop, 'shape', type(crop).__name__)}")
-    return crop
