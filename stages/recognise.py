@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from facecrowd.stages import models
 from facecrowd.stages.networks.facexzoo import FaceXZoo
 from facecrowd.stages.networks.mobilefacenet import MobileFaceNet
+from facecrowd.stages.networks.prelu import fix_slopes
 from facecrowd.stages.networks.sface import SFace
 
 SIZE = 112
@@ -73,6 +74,7 @@ class TorchRecogniser:
     def __init__(self, name: str, sha256: str, network: nn.Module, device: models.Device = "cpu") -> None:
         self.name, self.sha256 = name, sha256
         self.device = torch.device("cuda" if device == "gpu" and torch.cuda.is_available() else "cpu")
+        fix_slopes(network)
         # A third faster than the default layout on a CPU, where depthwise convolutions are most of the work.
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.width = int(self.embed(torch.full((1, 3, SIZE, SIZE), 0.5)).shape[1])

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from facecrowd.stages import models, recognise
 from facecrowd.stages.align import ARCFACE_SIZE
@@ -265,39 +265,6 @@ def _table(text: str, quality: int) -> Tensor:
     return table.clamp(1, 255).reshape(8, 8)
 
 
-class _Slopes(torch.autograd.Function):
-    """PReLU of fixed slopes. PyTorch's own also works out the slopes' gradient, half of a backward pass on a CPU."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, slopes: Tensor) -> Tensor:
-        context.save_for_backward(F.prelu((x > 0).to(x.dtype).mul_(2).sub_(1), -slopes))
-        return F.prelu(x, slopes)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * context.saved_tensors[0], None
-
-
-class FixedPReLU(nn.Module):
-    """A frozen ``nn.PReLU``: the same values and the same gradient."""
-
-    def __init__(self, layer: nn.PReLU) -> None:
-        super().__init__()
-        self.weight = layer.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _Slopes.apply(x, self.weight) if torch.is_grad_enabled() else F.prelu(x, self.weight)
-
-
-def fix_slopes(network: nn.Module) -> None:
-    """Puts ``FixedPReLU`` in the place of every frozen PReLU of a network."""
-    for name, layer in network.named_children():
-        if isinstance(layer, nn.PReLU) and not layer.weight.requires_grad:
-            setattr(network, name, FixedPReLU(layer))
-        else:
-            fix_slopes(layer)
-
-
 def target_gradients(embedding: Tensor, x: Tensor, cotangents: Tensor, batched: bool | None = None) -> Tensor:
     """Vector-Jacobian products of one forward pass: embedding (N, W) of x (N, 3, S, S), cotangents (K, N, W).
 
@@ -315,7 +282,7 @@ def target_gradients(embedding: Tensor, x: Tensor, cotangents: Tensor, batched: 
 class Masker:
     """Makes masks against surrogates, for crops of one size.
 
-    surrogates : recognisers with a gradient; their frozen PReLU layers are replaced by ``FixedPReLU``
+    surrogates : recognisers with a gradient
     targets : for each surrogate the unit embeddings of the K target identities, (K, width); None for "advnoise"
     size : S, pixels a side; alignment : of the crops, FFHQ's, or ArcFace's at 112 pixels
     """
@@ -343,9 +310,6 @@ class Masker:
             self.cut = lambda x: x if x.shape[-1] == ARCFACE_SIZE else F.interpolate(x, ARCFACE_SIZE, mode="bilinear")
         else:
             self.cut = Chip(how.resize or size).to(self.device)
-        for surrogate in surrogates:
-            if isinstance(surrogate, recognise.TorchRecogniser):
-                fix_slopes(surrogate.network)
         self.targets = None if targets is None else self._side_by_side(targets).to(self.device)
 
     def __call__(self, pixels: Tensor, draws: Sequence[np.random.Generator]) -> Masked:
