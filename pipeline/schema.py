@@ -279,6 +279,19 @@ JUDGED = Manifest(
     RENDERED.columns,
 )
 
+WITNESSED = Manifest(
+    "witnessed",
+    "one face, original or released, as the recognisers of an audit saw it",
+    (
+        _RUN,
+        Column("face_id", pa.string(), "as in faces"),
+        *_STATUS,
+        Column("detected", pa.bool_(), "whether the detector finds a face in it"),
+        Column("landmarks", pa.list_(pa.float32(), 10), "x and y of five points, px of the crop; NaN without a face"),
+        Column("embeddings", pa.map_(pa.string(), pa.list_(pa.float32())), "recogniser → unit vector"),
+    ),
+)
+
 LINK = Manifest(
     "link",
     "one released face, the image that shows it and the source it stands for; never leaves the workspace",
@@ -330,6 +343,7 @@ WORKSPACE = (
     RENDERED_PHOTOS,
     JUDGED,
     ORIGINALS,
+    WITNESSED,
     LINK,
 )
 

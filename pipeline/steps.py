@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ from facecrowd.stages.judge import Judge
 from facecrowd.stages.obscure import Blur, Mask, Noise, Obscure, Pixelate
 from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Batch, Resources, Stage, rows
+from facecrowd.stages.witness import Witness
 
 if TYPE_CHECKING:
     from facecrowd.stages.universal import Perturbation
@@ -894,6 +896,34 @@ class ReleasedSource:
         batch = _named(link.select(["face_id", "photo"]))
         image = [image_of[name] for name in link["name"].to_pylist()]
         return {**batch, "status": [OK] * len(link), "reason": [""] * len(link), "image": image, "landmarks": landmarks}
+
+
+@dataclass(frozen=True)
+class OriginalSource:
+    """The crop of every face of a workspace, released or not."""
+
+    faces: Parts
+
+    def __call__(self, part: int) -> Batch:
+        table = self.faces.read(part, ["face_id", "status", "reason", "crop"])
+        return {**_named(table.drop_columns(["crop"])), "crop": table["crop"].to_pylist()}
+
+
+@dataclass(frozen=True)
+class WitnessSink:
+    witnessed: Parts
+
+    def __call__(self, part: int, batch: Batch) -> int:
+        columns = ("face_id", "status", "reason", "detected", "landmarks", "embeddings")
+        return self.witnessed.write(part, {name: list(batch[name]) for name in columns})
+
+
+def witnesses(config: DetectConfig, recognisers: Sequence[str], column: str) -> tuple[Stage, ...]:
+    """What looks at faces with several recognisers; ``column``: crops, or released photos to cut them from first."""
+    cut = (DecodeImages("image", "photo"), Align(crop_size=config.crop_size)) if column == "photo" else ()
+    where = "crop" if column == "photo" else column
+    seen = Witness(recognisers, config.detector, config.threshold, folder=config.models, column=where)
+    return (*cut, seen)
 
 
 # --------------------------------------------------------------------------------------------------------- columns

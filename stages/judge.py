@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
@@ -21,6 +22,25 @@ from facecrowd.stages.stage import Batch, Resources, Stage, live
 
 if TYPE_CHECKING:
     from facecrowd.stages.recognise import Recogniser
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best face of a crop. score : 0 without one; landmarks : (5, 2) px, without a face those of the FFHQ template;
+    chip : (112, 112, 3) uint8 RGB, cut by them in ArcFace's alignment"""
+
+    score: float
+    landmarks: np.ndarray
+    chip: np.ndarray
+
+
+def find(detector: Detector, crop: np.ndarray) -> Found:
+    """The best face of an (S, S, 3) uint8 RGB crop."""
+    faces = detector.find(crop)
+    points = faces.landmarks[:1].reshape(-1, 5, 2) if len(faces) else align.template(crop.shape[0])[None]
+    matrix = align.similarity(points, align.template(align.ARCFACE_SIZE, "arcface"))[0]
+    chip = align.warp(crop, matrix, align.ARCFACE_SIZE, "black")
+    return Found(float(faces.scores[0]) if len(faces) else 0.0, points[0], chip)
 
 
 class Judge(Stage):
@@ -84,11 +104,8 @@ class Judge(Stage):
             self.setup()
         assert self._detector is not None
         assert self._recogniser is not None
-        faces = self._detector.find(crop)
-        points = faces.landmarks[:1].reshape(-1, 5, 2) if len(faces) else align.template(crop.shape[0])[None]
-        matrix = align.similarity(points, align.template(align.ARCFACE_SIZE, "arcface"))[0]
-        chip = align.warp(crop, matrix, align.ARCFACE_SIZE, "black")
-        return (float(faces.scores[0]) if len(faces) else 0.0), vectors(self._recogniser, [chip])[0]
+        found = find(self._detector, crop)
+        return found.score, vectors(self._recogniser, [found.chip])[0]
 
     def __call__(self, batch: Batch) -> Batch:
         if self._recogniser is None:

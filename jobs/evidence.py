@@ -1,0 +1,220 @@
+"""What an audit looks at: the released faces, each beside the original it stands for, as recognisers see both.
+
+Recognisers look once, over Ray Data, and what they saw is kept in the workspace: an audit that is asked for another
+attack does not look again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from facecrowd.pipeline import plan as planning
+from facecrowd.pipeline import publish, ray_data, steps
+from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.release import Record, predictions, recorded_predictors
+from facecrowd.pipeline.schema import FACES, LINK, PLAN, VERSION, WITNESSED
+from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
+from facecrowd.stages import align, models
+from facecrowd.stages.decode import decode
+from facecrowd.stages.encode import encode
+from facecrowd.stages.runkey import RunKey
+from facecrowd.stages.stage import OK
+
+RECOGNISERS = ("arcface-mobilefacenet", "sface", "facex-zoo-1", "facex-zoo-2", "edgeface-s")
+"""Those that an audit asks, where their files are at hand."""
+
+CUT_QUALITY = 95
+"""Of the JPEG file of a face that is cut from a released photo."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What recognisers saw in M faces.
+
+    detected : (M,) bool; landmarks : (M, 5, 2) float32, px of the crop, NaN where no face was found;
+    embeddings : recogniser → (M, width) float32 unit vectors, zeros where there is none
+    """
+
+    detected: np.ndarray
+    landmarks: np.ndarray
+    embeddings: dict[str, np.ndarray]
+
+
+class Evidence:
+    """A release and the workspace that made it.
+
+    n released faces, in the order of the release's manifest; N originals: all faces of the workspace, released or not.
+
+    name : (n,) of the released images; face_id : (n,) of the originals they stand for; row : (n,) int64, positions of
+    these among the originals; subject : (N,) str, "" for faces without a person; plan : of the originals
+    """
+
+    def __init__(self, url: str, workspace: str) -> None:
+        """Raises ConfigError where the workspace did not make the release."""
+        self.release, self.workspace = Folder(url), Workspace(workspace)
+        self.card = hashlib.sha256(self.release.read(publish.CARD)).hexdigest()
+        self.record = Record.of(self.workspace.folder, self.card)
+        self.link, self.faces = self._of(LINK, "release"), self._of(FACES, "faces")
+        self.plan = planning.load(
+            self.config,
+            self._of(PLAN, "plan").read_all(self.record.parts),
+            self.faces.read_all(self.record.parts, ["embedding"]),
+            self.record.subjects_from,
+            self.record.split_rate,
+            self.record.merged,
+            self.record.planned,
+        )
+        self.links = [row for part in sorted(self.link.done()) for row in self.link.read(part).to_pylist()]
+        position = {face: row for row, face in enumerate(self.plan.face_id)}
+        self.name = np.array([row["name"] for row in self.links], dtype=object)
+        self.face_id = np.array([row["face_id"] for row in self.links], dtype=object)
+        self.row = np.array([position[face] for face in self.face_id], dtype=np.int64)
+        self.subject = np.array(["" if who is None else str(who) for who in self.plan.subject_id], dtype=str)
+
+    def _of(self, manifest: Any, run: str) -> Parts:
+        return self.workspace.parts(manifest, self.record.runs[run])
+
+    @property
+    def config(self) -> ReleaseConfig:
+        return self.record.config
+
+    @cached_property
+    def key(self) -> RunKey:
+        return self.workspace.key()
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    # ------------------------------------------------------------------------------------------------------ pixels
+
+    def released(self, which: Sequence[int] | np.ndarray) -> list[bytes]:
+        """JPEG bytes of released faces, as they lie in the release; of photos, cut where the original lay."""
+        positions = [int(i) for i in which]
+        rows = {(self.links[i]["name"], self.links[i]["file"]): self.links[i] for i in positions}
+        images = dict(publish.read_images(self.release, sorted(rows.values(), key=lambda row: str(row["file"]))))
+        found = [images[self.links[i]["name"]] for i in positions]
+        if self.config.output == "crop":
+            return found
+        points = self._cells(self.row[positions], "landmarks")
+        return [self._cut(photo, point) for photo, point in zip(found, points, strict=True)]
+
+    def _cut(self, photo: bytes, landmarks: Sequence[float]) -> bytes:
+        side = self.config.detect.crop_size
+        points = np.array(landmarks, np.float64).reshape(1, 5, 2)
+        crop = align.warp(decode(photo), align.similarity(points, align.template(side))[0], side)
+        return encode(crop, quality=CUT_QUALITY)
+
+    def originals(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+        """JPEG bytes of the aligned crops of originals."""
+        return [bytes(crop) for crop in self._cells(np.asarray(rows), "crop")]
+
+    def _cells(self, rows: np.ndarray, column: str) -> list[Any]:
+        out: list[Any] = [None] * len(rows)
+        parts = self.plan.part[rows]
+        for part in np.unique(parts):
+            where = np.flatnonzero(parts == part)
+            places = self.plan.row[rows[where]].tolist()
+            distinct = sorted(set(places))
+            found = self.faces.read_rows(int(part), distinct, [column])[column].to_pylist()
+            cells = dict(zip(distinct, found, strict=True))
+            for at, place in zip(where, places, strict=True):
+                out[at] = cells[place]
+        return out
+
+    # --------------------------------------------------------------------------------------------------- attributes
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Attributes of the originals → (N,) int8: 1, 0, and -1 where unknown. What the input brought, and for the rest
+        what the steering predictor took it for."""
+        known: dict[str, np.ndarray] = {}
+        predictors = recorded_predictors(self.record, self.workspace)
+        if predictors.steer is not None:
+            from facecrowd.stages.attributes import ATTRIBUTES as NAMES
+
+            found = predictions(self.faces, self.record.parts)
+            for at, name in enumerate(NAMES):
+                p = found[:, at]
+                known[name] = np.where(np.isnan(p), -1, p >= predictors.steer.threshold[at]).astype(np.int8)
+        for name, values in self.plan.originals.items():
+            cells = [{"1": 1, "0": 0}.get(value, -1) for value in values]
+            known[name] = np.array(cells, dtype=np.int8)
+        return known
+
+    def groups(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Demographic groups of the originals: attribute → (N,) str, "1", "0", "" where unknown."""
+        words = np.array(["0", "1", ""])
+        return {name: words[self.labels[name]] for name in names if name in self.labels}
+
+    @cached_property
+    def shown(self) -> dict[str, np.ndarray]:
+        """What the release states: attribute → (n,) str."""
+        return {name: values[self.row].astype(str) for name, values in self.plan.released.items()}
+
+    # --------------------------------------------------------------------------------------------------- recognisers
+
+    def recognisers(self, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+        """The recognisers that can be asked: those named, or all of ``RECOGNISERS`` whose files are here. The run's own
+        comes first. Raises ModelError for a named one that is not here."""
+        folder = self.config.detect.models
+        own = self.config.detect.recogniser
+        if asked:
+            for name in asked:
+                models.resolve(name, "recognition", folder=folder)
+            return tuple(dict.fromkeys(asked))
+        return tuple(dict.fromkeys([own, *(name for name in RECOGNISERS if _here(name, folder))]))
+
+    def look(self, recognisers: Sequence[str], progress: Progress) -> tuple[Seen, Seen]:
+        """What recognisers see in the n released faces and in the N originals. Made once."""
+        digests = [
+            models.sha256(models.resolve(n, "recognition", folder=self.config.detect.models)) for n in recognisers
+        ]
+        detect = self.config.detect
+        about = (VERSION, list(recognisers), digests, detect.detector, detect.threshold)
+        before = self.workspace.parts(WITNESSED, fingerprint("originals", self.record.runs["faces"], *about))
+        after = self.workspace.parts(WITNESSED, fingerprint("released", self.card, *about))
+        photos = self.config.output != "crop"
+        source = steps.ReleasedSource(self.release, self.link, self.faces)
+        todo = (
+            (before, self.record.parts, steps.OriginalSource(self.faces), "crop", "look at originals"),
+            (after, len(self.link.done()), source, "photo" if photos else "image", "look at the release"),
+        )
+        for parts, count, rows, column, what in todo:
+            missing = sorted(set(range(count)) - parts.done())
+            if missing:
+                stages = steps.witnesses(detect, recognisers, column)
+                step = ray_data.Step(what, rows, stages, steps.WitnessSink(parts))
+                with ray_data.session(self.config.compute.address, self.config.compute.cpus):
+                    ray_data.run(step, missing, progress)
+        return _seen(after, len(self.link.done()), recognisers), _seen(before, self.record.parts, recognisers)
+
+
+def _here(name: str, folder: str | None) -> bool:
+    """Whether a recogniser's file is on this machine: an audit fetches nothing that it was not asked for."""
+    try:
+        models.resolve(name, "recognition", folder=folder, download=False)
+    except models.ModelError:
+        return False
+    return True
+
+
+def _seen(parts: Parts, count: int, recognisers: Sequence[str]) -> Seen:
+    table = parts.read_all(count, ["status", "detected", "landmarks", "embeddings"])
+    cells = table["embeddings"].to_pylist()
+    vectors = {}
+    for name in recognisers:
+        found = [None if cell is None else dict(cell).get(name) for cell in cells]
+        width = next((len(v) for v in found if v is not None), 0)
+        vectors[name] = np.array([np.zeros(width) if v is None else v for v in found], np.float32).reshape(-1, width)
+    empty = [np.nan] * 10
+    points = [empty if p is None else p for p in table["landmarks"].to_pylist()]
+    ok = np.array([status == OK for status in table["status"].to_pylist()], dtype=bool)
+    detected = np.array([bool(flag) for flag in table["detected"].to_pylist()], dtype=bool) & ok
+    return Seen(detected, np.array(points, np.float32).reshape(-1, 5, 2), vectors)

@@ -1,0 +1,100 @@
+"""Witnesses: what several recognisers see in a picture, as an attacker with all of them would look.
+
+The face is searched once, and cut once; every recogniser then embeds the same chip.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facecrowd.stages import models
+from facecrowd.stages.batch import explain, outcomes
+from facecrowd.stages.decode import Undecodable, decode
+from facecrowd.stages.embed import vectors
+from facecrowd.stages.judge import find
+from facecrowd.stages.stage import Batch, Resources, Stage, live
+
+
+class Witness(Stage):
+    """Searches the face of each crop, and embeds it by every recogniser: ``column`` holds JPEG bytes or pixels.
+
+    detected : bool, a face scores ``threshold`` or more
+    detection_score : float32, of the best face; 0 without one
+    landmarks : (10,) float32, x and y of five points in px of the crop; NaN where no face is found
+    embeddings : recogniser → (width,) float32 of length 1; None in rows that are not ``ok``. Where no face is found,
+        of the place where the crops' alignment puts it, as in ``Judge``
+    """
+
+    name = "witness"
+    inputs = ("image",)
+    outputs = ("detected", "detection_score", "landmarks", "embeddings", "status", "reason")
+
+    def __init__(
+        self,
+        recognisers: Sequence[str | os.PathLike[str]],
+        detector: str | os.PathLike[str] = "scrfd-500m",
+        threshold: float = 0.5,
+        device: models.Device = "cpu",
+        threads: int = 1,
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        column: str = "image",
+        resources: Resources | None = None,
+    ) -> None:
+        """Models as in ``models.resolve`` and ``recognise.load``; ``threshold``: the score that counts as detected."""
+        self.column = column
+        self.inputs = (column,)  # type: ignore[misc]
+        self.recognisers, self.detector, self.threshold = recognisers, detector, threshold
+        self.device, self.threads, self.folder = device, threads, folder
+        self.resources = resources or Resources()
+        self._recognisers: dict[str, Any] = {}
+        self._detector: Any = None
+
+    def setup(self) -> None:
+        import torch
+
+        from facecrowd.stages import recognise
+        from facecrowd.stages.detect import Detector
+
+        cv2.setNumThreads(1)
+        torch.set_num_threads(self.threads)
+        self._recognisers = {
+            os.fspath(name): recognise.load(
+                name, self.device, gradients=False, threads=self.threads, folder=self.folder
+            )
+            for name in self.recognisers
+        }
+        self._detector = Detector.load(
+            self.detector,
+            threshold=self.threshold,
+            cover_threshold=self.threshold,
+            device=self.device,
+            threads=self.threads,
+            folder=self.folder,
+        )
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self._detector is None:
+            self.setup()
+        status, reason = outcomes(batch)
+        scores = np.zeros(len(status), np.float32)
+        landmarks = np.full((len(status), 10), np.nan, np.float32)
+        embeddings: list[dict[str, np.ndarray] | None] = [None] * len(status)
+        for i in live({"status": status}):
+            try:
+                cell = batch[self.column][i]
+                found = find(self._detector, decode(cell) if isinstance(cell, bytes) else cell)
+                scores[i] = found.score
+                if found.score:
+                    landmarks[i] = found.landmarks.reshape(10)
+                embeddings[i] = {name: vectors(one, [found.chip])[0] for name, one in self._recognisers.items()}
+            except Undecodable as error:
+                status[i], reason[i] = "unreadable", error.reason
+            except Exception as error:
+                status[i], reason[i] = "failed", explain(self.name, error)
+        seen = {"detected": scores >= self.threshold, "detection_score": scores, "landmarks": landmarks}
+        return {**batch, **seen, "embeddings": embeddings, "status": status, "reason": reason}
