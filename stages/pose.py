@@ -40,11 +40,9 @@ def pose(landmarks: np.ndarray) -> np.ndarray:
     """
     points = np.asarray(landmarks, np.float64)
     out = np.full((len(points), 3), np.nan)
-    seen = np.isfinite(points).all((1, 2))
-    centred = points[seen] - points[seen].mean(1, keepdims=True)
-    seen[seen] = (centred != 0).any((1, 2))
-    centred = centred[(centred != 0).any((1, 2))]
-    fitted = np.einsum("xp,npc->ncx", np.linalg.pinv(head()), centred)
+    centred = points - points.mean(1, keepdims=True)
+    seen = np.flatnonzero(np.isfinite(centred).all((1, 2)) & (centred != 0).any((1, 2)))
+    fitted = np.einsum("xp,npc->ncx", np.linalg.pinv(head()), centred[seen])
     u, _, v = np.linalg.svd(fitted, full_matrices=False)
     first = u @ v
     third = np.cross(first[:, 0], first[:, 1])
