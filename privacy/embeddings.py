@@ -18,8 +18,8 @@ def pieces(n: int) -> list[slice]:
     return [slice(start, min(start + PIECE, n)) for start in range(0, n, PIECE)]
 
 
-def checked(embeddings: ArrayLike, what: str) -> NDArray[Any]:
-    """A finite (N, D) array of numbers, N and D at least 1.
+def checked(embeddings: ArrayLike, what: str, first: int = 0) -> NDArray[Any]:
+    """A finite (N, D) array of numbers, N and D at least 1; ``first`` is the number of its first row in messages.
 
     Raises
     ------
@@ -39,13 +39,14 @@ def checked(embeddings: ArrayLike, what: str) -> NDArray[Any]:
         finite = np.isfinite(points[rows]).all(axis=1)
         if not finite.all():
             raise EmbeddingError(
-                f"{what} embeddings are not finite, first in row {rows.start + int(np.argmin(finite))}; leave those out"
+                f"{what} embeddings are not finite, first in row {first + rows.start + int(np.argmin(finite))}; "
+                "leave those out"
             )
     return points
 
 
-def unit(embeddings: ArrayLike, what: str, scale: float = 1.0) -> NDArray[np.float32]:
-    """Rows scaled to the length ``scale``, in a new float32 array.
+def unit(embeddings: ArrayLike, what: str, scale: float = 1.0, first: int = 0) -> NDArray[np.float32]:
+    """Rows scaled to the length ``scale``, in a new float32 array; ``first`` as in ``checked``.
 
     Raises
     ------
@@ -53,14 +54,15 @@ def unit(embeddings: ArrayLike, what: str, scale: float = 1.0) -> NDArray[np.flo
         Also if a row is zero and so has no direction.
     EmptyTableError
     """
-    points = checked(embeddings, what)
+    points = checked(embeddings, what, first)
     result = np.empty(points.shape, dtype=np.float32)
     for rows in pieces(len(points)):
         piece = points[rows].astype(np.float64)
         length = np.sqrt(np.einsum("ij,ij->i", piece, piece))
         if not length.all():
             raise EmbeddingError(
-                f"{what} embeddings have length zero, first in row {rows.start + int(np.argmin(length))}; leave it out"
+                f"{what} embeddings have length zero, first in row {first + rows.start + int(np.argmin(length))}; "
+                "leave it out"
             )
         result[rows] = piece * (scale / length)[:, None]
     return result
