@@ -314,10 +314,11 @@ def _rare(table: Tables, released: _Bits) -> Iterator[tuple[int, Predicate]]:
     for at, values in enumerate(table.values):
         column = table.released[:, at]
         count = np.bincount(column[column != OPEN], minlength=len(values))
-        conditions = [(at, "=", int(code)) for code in np.flatnonzero(count == 1)]
+        conditions = []
         if table.ordered[at] and count.any():
             shown = np.flatnonzero(count)
-            conditions += [(at, "<", int(shown[0])), (at, ">", int(shown[-1]))]
+            conditions = [(at, "<", int(shown[0])), (at, ">", int(shown[-1]))]
+        conditions += [(at, "=", int(code)) for code in np.flatnonzero(count == 1)]
         for condition in conditions:
             if released.count((condition,)) == 1:
                 yield int(np.flatnonzero(column == condition[2])[0]), (condition,)
