@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from facecrowd.pipeline.errors import UnfinishedError
 from facecrowd.privacy.openset import IMPOSTOR_PAIRS, recognise
@@ -114,6 +115,10 @@ def measured(size: Size) -> dict[str, Any]:
         "gflop": round(operations / 1e9),
         "gflop_per_s": round(operations / seconds / 1e9, 1),
         "product_gflop_per_s": [round(rate / 1e9, 1) for rate in (before, after)],
+        "kernels": sorted(
+            {str(found.get("architecture")) for found in threadpool_info() if found["user_api"] == "blas"}
+        ),
+        "threads": max((found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"), default=1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "rank1": _rate(rates[1]),
         "rank5": _rate(rates[5]),
@@ -185,7 +190,8 @@ def show(figures: dict[str, Any]) -> None:
     console.print(
         f"{size['probes']:,} probes, {size['subjects']:,} people with {size['photos']} gallery face"
         f"{'s' if size['photos'] > 1 else ''} each, {size['dim']} dimensions; {machine['cores']} cores "
-        f"({machine['processor']}), load before {machine['load_before']}, NumPy {figures['numpy']}"
+        f"({machine['processor']}), load before {machine['load_before']}, NumPy {figures['numpy']}, "
+        f"{figures['threads']} threads, kernels for {', '.join(figures['kernels'])}"
     )
     console.print(
         f"search {figures['seconds']:.1f} s ({figures['gflop_per_s']:.0f} GFLOP/s), its products alone "

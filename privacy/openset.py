@@ -79,8 +79,8 @@ class ScoreCounts:
     def total(self) -> int:
         return int(self.counts.sum())
 
-    def threshold(self, share: float) -> int:
-        """The level above which at most a share in (0, 1) of the scores lies: verification's threshold.
+    def threshold(self, share: ArrayLike) -> NDArray[np.int64]:
+        """The level above which at most a share in (0, 1) of the scores lies, for each: verification's threshold.
 
         Raises
         ------
@@ -89,13 +89,14 @@ class ScoreCounts:
         ValueError
             For a share outside (0, 1).
         """
-        check_shares([share])
+        shares = check_shares(share)
         upward = np.cumsum(self.counts[::-1])
         if not upward[-1]:
             raise EmptyTableError(NO_IMPOSTOR)
         # The small number takes back what the product's rounding took: 0.29 of 100 pairs are 29.
-        wanted = int(share * int(upward[-1]) + 1e-9) + 1
-        return 2 * GRID - int(np.searchsorted(upward, wanted))
+        wanted = (shares * int(upward[-1]) + 1e-9).astype(np.int64) + 1
+        level: NDArray[np.int64] = 2 * GRID - np.searchsorted(upward, wanted)
+        return level
 
     def above(self, level: ArrayLike) -> NDArray[np.float64]:
         """The share of the scores above each level."""
@@ -109,10 +110,12 @@ class ScoreCounts:
         return 1.0 - self.above(at) - self.counts[at] / (2 * self.total)
 
 
-def check_shares(shares: Sequence[float]) -> None:
-    """Raises ValueError for a false-accept rate outside (0, 1)."""
-    if not all(0 < share < 1 for share in shares):
-        raise ValueError(f"false-accept rates lie between 0 and 1, not {list(shares)}")
+def check_shares(share: ArrayLike) -> NDArray[np.float64]:
+    """False-accept rates as an array. Raises ValueError for one outside (0, 1)."""
+    shares = np.asarray(share, np.float64)
+    if not ((shares > 0) & (shares < 1)).all():
+        raise ValueError(f"false-accept rates lie between 0 and 1, not {shares.tolist()}")
+    return shares
 
 
 def levels(scores: ArrayLike) -> NDArray[np.int64]:
@@ -230,7 +233,7 @@ def recognise(
     person, genuine = found.person[mated], levels(found.score[mated])
     tar = {}
     for far in fars:
-        at = impostors.threshold(far)
+        at = int(impostors.threshold(far))
         tar[far] = Threshold(rate(genuine > at, person, rng), (at - GRID) / GRID, float(impostors.above(at)))
     tpir = {}
     if fpirs:
@@ -238,7 +241,7 @@ def recognise(
         rivals.add(found.rival)
         first = found.success(1)
         for fpir in fpirs:
-            at = rivals.threshold(fpir)
+            at = int(rivals.threshold(fpir))
             false = float(rivals.above(at))
             tpir[fpir] = Threshold(rate(first * (genuine > at), person, rng), (at - GRID) / GRID, false)
     return Recognition(
