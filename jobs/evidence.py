@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,32 +18,19 @@ from facecrowd.pipeline import publish, ray_data, steps
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Record, predictions, recorded_predictors
-from facecrowd.pipeline.schema import FACES, LINK, PLAN, VERSION, WITNESSED
-from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
+from facecrowd.pipeline.schema import FACES, LINK, PLAN
+from facecrowd.pipeline.storage import Folder, Parts, Workspace
+from facecrowd.pipeline.witnesses import Seen, look
 from facecrowd.stages import align, models
 from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import encode
 from facecrowd.stages.runkey import RunKey
-from facecrowd.stages.stage import OK
 
 RECOGNISERS = ("arcface-mobilefacenet", "sface", "facex-zoo-1", "facex-zoo-2", "edgeface-s")
 """Those that an audit asks, where their files are at hand."""
 
 CUT_QUALITY = 95
 """Of the JPEG file of a face that is cut from a released photo."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What recognisers saw in M faces.
-
-    detected : (M,) bool; landmarks : (M, 5, 2) float32, px of the crop, NaN where no face was found;
-    embeddings : recogniser → (M, width) float32 unit vectors, zeros where there is none
-    """
-
-    detected: np.ndarray
-    landmarks: np.ndarray
-    embeddings: dict[str, np.ndarray]
 
 
 class Evidence:
@@ -169,52 +155,21 @@ class Evidence:
             for name in asked:
                 models.resolve(name, "recognition", folder=folder)
             return tuple(dict.fromkeys(asked))
-        return tuple(dict.fromkeys([own, *(name for name in RECOGNISERS if _here(name, folder))]))
+        return tuple(
+            dict.fromkeys([own, *(name for name in RECOGNISERS if models.at_hand(name, "recognition", folder))])
+        )
 
     def look(self, recognisers: Sequence[str], progress: Progress) -> tuple[Seen, Seen]:
         """What recognisers see in the n released faces and in the N originals. Made once."""
-        digests = [
-            models.sha256(models.resolve(n, "recognition", folder=self.config.detect.models)) for n in recognisers
-        ]
-        detect = self.config.detect
-        about = (VERSION, list(recognisers), digests, detect.detector, detect.threshold)
-        before = self.workspace.parts(WITNESSED, fingerprint("originals", self.record.runs["faces"], *about))
-        after = self.workspace.parts(WITNESSED, fingerprint("released", self.card, *about))
-        photos = self.config.output != "crop"
-        source = steps.ReleasedSource(self.release, self.link, self.faces)
-        todo = (
-            (before, self.record.parts, steps.OriginalSource(self.faces), "crop", "look at originals"),
-            (after, len(self.link.done()), source, "photo" if photos else "image", "look at the release"),
-        )
-        for parts, count, rows, column, what in todo:
-            missing = sorted(set(range(count)) - parts.done())
-            if missing:
-                stages = steps.witnesses(detect, recognisers, column)
-                step = ray_data.Step(what, rows, stages, steps.WitnessSink(parts))
-                with ray_data.session(self.config.compute.address, self.config.compute.cpus):
-                    ray_data.run(step, missing, progress)
-        return _seen(after, len(self.link.done()), recognisers), _seen(before, self.record.parts, recognisers)
 
+        def work(step: ray_data.Step, missing: list[int]) -> None:
+            with ray_data.session(self.config.compute.address, self.config.compute.cpus):
+                ray_data.run(step, missing, progress)
 
-def _here(name: str, folder: str | None) -> bool:
-    """Whether a recogniser's file is on this machine: an audit fetches nothing that it was not asked for."""
-    try:
-        models.resolve(name, "recognition", folder=folder, download=False)
-    except models.ModelError:
-        return False
-    return True
-
-
-def _seen(parts: Parts, count: int, recognisers: Sequence[str]) -> Seen:
-    table = parts.read_all(count, ["status", "detected", "landmarks", "embeddings"])
-    cells = table["embeddings"].to_pylist()
-    vectors = {}
-    for name in recognisers:
-        found = [None if cell is None else dict(cell).get(name) for cell in cells]
-        width = next((len(v) for v in found if v is not None), 0)
-        vectors[name] = np.array([np.zeros(width) if v is None else v for v in found], np.float32).reshape(-1, width)
-    empty = [np.nan] * 10
-    points = [empty if p is None else p for p in table["landmarks"].to_pylist()]
-    ok = np.array([status == OK for status in table["status"].to_pylist()], dtype=bool)
-    detected = np.array([bool(flag) for flag in table["detected"].to_pylist()], dtype=bool) & ok
-    return Seen(detected, np.array(points, np.float32).reshape(-1, 5, 2), vectors)
+        column = "image" if self.config.output == "crop" else "photo"
+        released = steps.ReleasedSource(self.release, self.link, self.faces)
+        detect, count = self.config.detect, len(self.link.done())
+        after = look(self.workspace, ("released", self.card), released, column, count, detect, recognisers, work)
+        originals, run = steps.OriginalSource(self.faces), ("originals", self.record.runs["faces"])
+        before = look(self.workspace, run, originals, "crop", self.record.parts, detect, recognisers, work)
+        return after, before

@@ -402,6 +402,17 @@ class Method(Section):
         """Whether networks make the faces, which a GPU does faster."""
         return self.generated or self.translated
 
+    @property
+    def shows_attributes(self) -> bool:
+        """Whether faces are made to show the released attributes."""
+        return self.name == "translation" or (self.of_class and self.generated)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether other draws make other faces."""
+        several = self.of_class and self.generated and self.surrogates > 1
+        return several or self.name in ("noise", "translation")
+
     @model_validator(mode="before")
     @classmethod
     def as_written(cls, data: Any) -> Any:
@@ -534,6 +545,39 @@ class Perturb(Section):
         return self
 
 
+class Verify(Section):
+    """What the released pixels must hold up to, measured by networks that took no part in making them."""
+
+    recognition: float | None = option(
+        None,
+        "Largest rank 1 per subject, against the originals, that may be measured; what exceeds it is rendered anew or "
+        "left out (default: measured, and nothing left out for it).",
+        flag="verify-recognition",
+        ge=0,
+        le=1,
+    )
+    attributes: float | None = option(
+        None,
+        "Largest share of the planned values that the pixels may not show, the judge's own errors taken off.",
+        flag="verify-attributes",
+        ge=0,
+        le=1,
+    )
+    recogniser: str | None = option(
+        None,
+        "Who recognises: a name or file (default: one that neither renders nor is perturbed against).",
+        flag="verify-recogniser",
+    )
+    retries: int = option(
+        2, "How often what fails is rendered anew before it is left out.", flag="verify-retries", ge=0, le=20
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is asked."""
+        return self.recognition is not None or self.attributes is not None
+
+
 class Release(Section):
     path: str | None = option(None, "Folder of the release, local or any fsspec URL.", flag="output", private=True)
     identity: Literal["none", "class", "pseudonym"] = option(
@@ -571,6 +615,7 @@ class ReleaseConfig(Section):
     policy: Policy = Policy()
     method: Method = Method()
     perturb: Perturb = Perturb()
+    verify: Verify = Verify()
     output: Literal["crop", "photo"] = option(
         "crop", "What is released: aligned faces, or whole photos with the surrogates blended in.", flag="pixels"
     )
@@ -594,6 +639,7 @@ class ReleaseConfig(Section):
             sizes = ", ".join(map(str, GENERATED_SIZES))
             raise ValueError(f"detect.crop_size {self.detect.crop_size}: the generator makes faces of {sizes} px")
         self._perturbs_what_it_may()
+        self._verifies_what_it_may()
         if self.compute.gpus_per_worker and not self.neural:
             raise ValueError(
                 f"compute.gpus_per_worker: {self.method.name} as it is asked for needs no GPU; leave it out"
@@ -629,6 +675,19 @@ class ReleaseConfig(Section):
                 "perturb: identity-preserving keeps people recognisable, and a perturbation against recognisers "
                 "contradicts it; universal with perturb.attributes alone does not"
             )
+
+    def _verifies_what_it_may(self) -> None:
+        asked = self.verify
+        if self.method.keeps_identity and asked.recognition is not None:
+            raise ValueError("verify.recognition: recognisers are meant to match the faces of identity-preserving")
+        if asked.attributes is not None and not (self.method.shows_attributes and self.policy.quasi_identifiers):
+            raise ValueError(
+                "verify.attributes is for methods that show planned attributes: translation, or k-same with a "
+                "generator and policy.quasi_identifiers"
+            )
+        for leaf in ("recogniser", "retries"):
+            if not asked.on and getattr(asked, leaf) != type(asked).model_fields[leaf].default:
+                raise ValueError(f"verify.{leaf} needs verify.recognition or verify.attributes")
 
     def _can_be_planned(self) -> None:
         """Whether the planner of a translation has what it needs."""
@@ -716,7 +775,10 @@ class ReleaseConfig(Section):
 
     def public(self) -> dict[str, Any]:
         """The config as it may be released: everything but paths, addresses and catalogs."""
-        return _public(self)
+        told = _public(self)
+        if not self.verify.on:
+            del told["verify"]
+        return told
 
 
 def _is_table(path: str | None) -> bool:

@@ -25,6 +25,12 @@ class ReleaseError(FacecrowdError):
     """A release folder is missing something, or was changed after it was made."""
 
 
+class NotMetError(FacecrowdError):
+    """Nothing that was rendered holds up to the tolerances asked; nothing was published."""
+
+    exit_code = 1
+
+
 class LeakError(FacecrowdError):
     """Something in the finished pixels or tables leads back to a source; nothing was published."""
 

@@ -253,6 +253,34 @@ def steering(config: ReleaseConfig) -> str:
     return STEER if named in ("auto", "none") else named
 
 
+VERIFIERS = ("sface", "edgeface-s", "facex-zoo-2", "facex-zoo-1", "arcface-mobilefacenet")
+"""Who recognises what was rendered where nobody is named: the first that took no part and is at hand."""
+
+
+def verifier(config: ReleaseConfig, networks: Sequence[Network]) -> str:
+    """The recogniser by which released faces are held against a tolerance: none that embedded, rendered or was
+    perturbed against. Raises ConfigError.
+    """
+    folder, asked = config.detect.models, config.verify.recogniser
+    own = models.sha256(models.resolve(config.detect.recogniser, "recognition", folder=folder))
+    took_part = {own, *(network.sha256 for network in networks)}
+
+    def independent(name: str) -> bool:
+        return models.sha256(models.resolve(name, "recognition", folder=folder)) not in took_part
+
+    if asked is not None:
+        if not independent(asked):
+            raise ConfigError(f"verify.recogniser {asked}: takes part in making the faces, so it cannot verify them")
+        return asked
+    for name in VERIFIERS:
+        if models.at_hand(name, "recognition", folder) and independent(name):
+            return name
+    raise ConfigError(
+        f"verify.recognition: no recogniser is at hand that takes no part in making the faces; fetch one "
+        f"(facecrowd models pull {VERIFIERS[0]}) or name one, verify.recogniser"
+    )
+
+
 def judged_by_another(
     networks: Sequence[Network], judge: attributes.Predictor | None, translator: str | None = None
 ) -> None:

@@ -17,12 +17,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facecrowd.pipeline import attributes, leaks, perturbation, preflight, presets, publish, ray_data, steps, summary
+from facecrowd.pipeline import (
+    attributes,
+    leaks,
+    perturbation,
+    preflight,
+    presets,
+    publish,
+    ray_data,
+    steps,
+    summary,
+    verification,
+    witnesses,
+)
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.attributes import Looked, Predictors
 from facecrowd.pipeline.audit import CLOAKED, IDENTITY_KEPT, Counts, Released, audit
 from facecrowd.pipeline.config import CLOAK, ReleaseConfig
-from facecrowd.pipeline.errors import ConfigError, InputError, LeakError, PolicyError, ReleaseError, StoreError
+from facecrowd.pipeline.errors import (
+    ConfigError,
+    InputError,
+    LeakError,
+    NotMetError,
+    PolicyError,
+    ReleaseError,
+    StoreError,
+)
 from facecrowd.pipeline.perturbation import Perturbations
 from facecrowd.pipeline.photos import Listing, listing
 from facecrowd.pipeline.preflight import Network
@@ -46,6 +66,7 @@ from facecrowd.pipeline.schema import (
 )
 from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
 from facecrowd.pipeline.translation import Translations, to_change
+from facecrowd.pipeline.verification import Verified
 from facecrowd.stages import models
 from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK, Stage
@@ -64,6 +85,7 @@ class Prepared:
     predictors: Predictors
     renderer: tuple[Network, ...] = ()
     perturber: tuple[Network, ...] = ()
+    verifier: str | None = None
 
     def lines(self) -> list[str]:
         """What a dry run says."""
@@ -139,7 +161,10 @@ def prepare(config: ReleaseConfig, dry: bool = False) -> Prepared:
     renderer = preflight.renderer(config, download=not dry)
     perturber = preflight.perturber(config, download=not dry)
     preflight.judged_by_another((*renderer, *perturber), speakers.judge, config.method.translator)
-    prepared = Prepared(config, found, hashes, speakers, renderer, perturber)
+    verifier = None if config.verify.recognition is None else preflight.verifier(config, (*renderer, *perturber))
+    if config.verify.attributes is not None and speakers.judge is None:
+        raise ConfigError("verify.attributes needs a judge of attributes, and attributes.judge is none")
+    prepared = Prepared(config, found, hashes, speakers, renderer, perturber, verifier)
     _apart(prepared)
     preflight.room(config, found.photos)
     if dry:
@@ -203,6 +228,8 @@ class _Run:
     progress: Progress
     execute: Execute | None = None
     _session: Any = field(default=None, init=False)
+    _again: int = field(default=0, init=False)
+    _verified: Verified | None = field(default=None, init=False)
 
     @property
     def config(self) -> ReleaseConfig:
@@ -279,8 +306,12 @@ class _Run:
     @property
     def draws(self) -> RunKey:
         """What generated faces are drawn by: a key of this release alone. By the same draws a release whose faces keep
-        something of their photos would tell which face of another release stands for the same photo."""
-        return RunKey(self.key.digest("draws", self.salt))
+        something of their photos would tell which face of another release stands for the same photo. What is rendered
+        anew is drawn anew."""
+        return self._draws(self._again)
+
+    def _draws(self, again: int) -> RunKey:
+        return RunKey(self.key.digest("draws", f"{self.salt} again {again}" if again else self.salt))
 
     def parts(self, manifest: Manifest, run: str) -> Parts:
         return self.workspace.parts(manifest, self.names[run])
@@ -306,6 +337,7 @@ class _Run:
             self._faces()
             plan = self._plan()
             self._render(plan)
+            plan = self._verify(plan)
         finally:
             self._close()
         return self._publish(plan)
@@ -421,56 +453,254 @@ class _Run:
 
     def _render(self, planned: planning.Plan) -> None:
         c = self.config
-        plan, faces = self.parts(PLAN, "plan"), self.parts(FACES, "faces")
-        rendered = self.parts(RENDERED, "rendered")
-        source: ray_data.Source
         judge = self._predictor("judge", "rendered")
-        # In photo output what is judged is the photo, below.
-        of_crops, of_photos = (judge, None) if c.output == "crop" else (None, judge)
+        step, manifest, count = self._making(planned, judge)
+        self._table(self.parts(manifest, "rendered"), count, self._on_ray(step))
         if c.method.of_class:
-            surrogates = self.parts(SURROGATES, "rendered")
-            sink: ray_data.Sink = steps.SurrogateSink(surrogates)
-            made = "surrogates" if c.method.generated else "average"
-            classes = self._drawing(made, self._classes(), self._surrogates, sink, of_crops, planned)
-            self._table(surrogates, self._member_parts(planned), self._on_ray(classes))
-            self._say_realised(surrogates.read_all(self._member_parts(planned), ["realised"])["realised"].to_pylist())
-            own = bool(c.method.keep)
-            source = steps.SurrogateSource(plan, surrogates, self.draws, c.method.surrogates, own)
-            sink = steps.RenderedSink(rendered, c.detect.crop_size)
-            step = ray_data.Step("render", source, (), sink, at_once=steps.FACES_AT_ONCE)
-        else:
-            crops = steps.CropSource(plan, faces)
-            source = self._wanted(crops) if c.method.translated and not c.method.keeps_identity else crops
-            sink = steps.RenderedSink(rendered, c.detect.crop_size)
-            step = self._drawing("render", source, self._altered, sink, of_crops, planned)
-        self._table(rendered, self.batches, self._on_ray(step))
-        if c.output == "photo":
-            photos = self.parts(RENDERED_PHOTOS, "rendered")
-            blend = ray_data.Step(
-                "blend",
-                steps.BlendSource(self.parts(PHOTOS, "photos"), faces, rendered),
-                steps.blend_stages(c.detect, c.release.quality, c.method),
-                steps.PhotoSink(photos),
-            )
-            self._table(photos, self.batches, self._on_ray(blend))
-            judged = self.parts(JUDGED, "rendered")
-            look_again = ray_data.Step(
-                "judge",
-                steps.BlendedSource(faces, rendered, photos),
-                steps.judge_photo_stages(c.detect, of_photos),
-                steps.JudgedSink(judged, c.detect.crop_size),
-            )
-            self._table(judged, self.batches, self._on_ray(look_again))
-
+            made = self.parts(SURROGATES, "rendered").read_all(count, ["realised"])["realised"].to_pylist()
+            self._say_realised(made)
+        self._spread(planned)
+        self._blend(judge)
         if judge is not None:
             originals = self.parts(ORIGINALS, "originals")
             look = ray_data.Step(
                 "look",
-                steps.LookSource(plan, faces),
+                steps.LookSource(self.parts(PLAN, "plan"), self.parts(FACES, "faces")),
                 steps.attributes(c.detect, judge, column="crop"),
                 steps.LookSink(originals),
             )
             self._table(originals, self.batches, self._on_ray(look))
+
+    def _making(
+        self, planned: planning.Plan, judge: str | None, picks: tuple[tuple[int, int, str], ...] | None = None
+    ) -> tuple[ray_data.Step, Manifest, int]:
+        """The step that makes faces, the table it fills, and in how many parts; ``picks``: of some rows alone."""
+        c = self.config
+        # In photo output what is judged is the photo, later.
+        judge = judge if c.output == "crop" else None
+        if c.method.of_class:
+            name, stages = "surrogates" if c.method.generated else "average", self._surrogates
+            source, manifest, count = self._classes(), SURROGATES, self._member_parts(planned)
+            sink: ray_data.Sink = steps.SurrogateSink(self.parts(SURROGATES, "rendered"))
+        else:
+            name, stages = "render", self._altered
+            crops = steps.CropSource(self.parts(PLAN, "plan"), self.parts(FACES, "faces"))
+            source = self._wanted(crops) if c.method.translated and not c.method.keeps_identity else crops
+            manifest, count = RENDERED, self.batches
+            sink = steps.RenderedSink(self.parts(RENDERED, "rendered"), c.detect.crop_size)
+        if picks is not None:
+            source, count = steps.SampleSource(source, picks), -(-len(picks) // steps.IMAGES_PER_PART)
+        return self._drawing(name, source, stages, sink, judge, planned), manifest, count
+
+    def _spread(self, planned: planning.Plan) -> None:
+        """Give every face its class's, where faces are of classes."""
+        c = self.config
+        if not c.method.of_class:
+            return
+        surrogates, rendered = self.parts(SURROGATES, "rendered"), self.parts(RENDERED, "rendered")
+        # Which variant stands for a face stays as it was when some are rendered anew.
+        draws, variants, own = self._draws(0), c.method.surrogates, bool(c.method.keep)
+        source = steps.SurrogateSource(self.parts(PLAN, "plan"), surrogates, draws, variants, own)
+        sink = steps.RenderedSink(rendered, c.detect.crop_size)
+        step = ray_data.Step("render", source, (), sink, at_once=steps.FACES_AT_ONCE)
+        self._table(rendered, self.batches, self._on_ray(step))
+
+    def _blend(self, judge: str | None) -> None:
+        """Put every face into its photo, where photos are released."""
+        c = self.config
+        if c.output == "crop":
+            return
+        faces, rendered = self.parts(FACES, "faces"), self.parts(RENDERED, "rendered")
+        photos = self.parts(RENDERED_PHOTOS, "rendered")
+        blend = ray_data.Step(
+            "blend",
+            steps.BlendSource(self.parts(PHOTOS, "photos"), faces, rendered),
+            steps.blend_stages(c.detect, c.release.quality, c.method),
+            steps.PhotoSink(photos),
+        )
+        self._table(photos, self.batches, self._on_ray(blend))
+        judged = self.parts(JUDGED, "rendered")
+        look_again = ray_data.Step(
+            "judge",
+            steps.BlendedSource(faces, rendered, photos),
+            steps.judge_photo_stages(c.detect, judge),
+            steps.JudgedSink(judged, c.detect.crop_size),
+        )
+        self._table(judged, self.batches, self._on_ray(look_again))
+
+    # ----------------------------------------------------------------------------------------------------- verify
+
+    def _verify(self, plan: planning.Plan) -> planning.Plan:
+        """Hold what was rendered against the tolerances; render anew what fails, then leave it out."""
+        c = self.config
+        if not c.verify.on:
+            return plan
+        recogniser, judge = self.prepared.verifier, self.prepared.predictors.judge
+        rounds: list[tuple[dict[str, Any], ...]] = []
+
+        def look(
+            what: str, seen: verification.Seen | None = None
+        ) -> tuple[verification.Seen, list[verification.Found]]:
+            seen = seen or self._seen(plan, recogniser)
+            found = self._measured(plan, seen)
+            rounds.append(tuple(one.as_dict() for one in found))
+            told = ", ".join(f"{verification.NAMES[o.name]} {o.share:.1%} (at most {o.asked:.1%})" for o in found)
+            self.progress.say(f"verify, {what}: {told}")
+            return seen, found
+
+        seen, found = look("as rendered")
+        anew, tries = 0, c.verify.retries if self._varies else 0
+        while not all(one.met for one in found) and self._again < tries:
+            self._again += 1
+            anew += self._render_anew(plan, seen.row[verification.failing(found)])
+            seen, found = look(f"rendered anew, {self._again} of {tries}")
+        gone: dict[int, str] = {}
+        while not all(one.met for one in found) and len(seen.row):
+            gone |= self._failures(plan, seen, found)
+            plan = verification.without(plan, gone)
+            seen = verification.of(seen, np.flatnonzero(~np.isin(seen.row, list(gone))))
+            found = self._measured(plan, seen)
+        if not len(seen.row):
+            raise NotMetError(
+                "nothing released: no faces are left that are within the tolerance: "
+                + ", ".join(
+                    f"{verification.NAMES[one['name']]} {one['share']:.1%}, at most {one['asked']:.1%} asked"
+                    for one in rounds[-1]
+                )
+            )
+        if gone:
+            self._leave_out(plan, gone)
+            # A photo shows several faces, and is another picture where one of them is not replaced.
+            look("what is left", seen if c.output == "crop" else None)
+        reasons = Counter(gone.values())
+        self._verified = verification.Verified(
+            recogniser,
+            judge.name if judge and c.verify.attributes is not None else None,
+            tuple(rounds),
+            anew,
+            reasons[verification.LEFT_OUT],
+            reasons[verification.BROKEN],
+        )
+        return plan
+
+    @property
+    def _varies(self) -> bool:
+        """Whether other draws make other faces. One vector for all is fitted once."""
+        perturbed = self.config.perturb.name
+        return perturbed != "universal" and (self.config.method.drawn or perturbed in ("tip-im", "advnoise"))
+
+    def _seen(self, plan: planning.Plan, recogniser: str | None) -> verification.Seen:
+        c = self.config
+        crop, faces, rendered = c.output == "crop", self.parts(FACES, "faces"), self.parts(RENDERED, "rendered")
+        now = released_faces(plan, rendered if crop else self.parts(JUDGED, "rendered"), self.batches, None)
+        judge = self.prepared.predictors.judge
+        shows = known = None
+        if c.verify.attributes is not None and judge is not None and now.attributes is not None:
+            shows = judge.values(now.attributes)
+            known = judge.values(predictions(self.parts(ORIGINALS, "originals"), self.batches))
+        if recogniser is None:
+            return verification.Seen(now.row, shows=shows, known=known)
+        blended = steps.BlendedSource(faces, rendered, self.parts(RENDERED_PHOTOS, "rendered"))
+        todo: tuple[tuple[Any, ray_data.Source, str], ...] = (
+            (
+                ("rendered", self.names["rendered"]),
+                steps.ImageSource(rendered) if crop else blended,
+                "image" if crop else "photo",
+            ),
+            (("originals", self.names["faces"]), steps.OriginalSource(faces), "crop"),
+        )
+        after, before = (
+            witnesses.look(self.workspace, run, source, column, self.batches, c.detect, (recogniser,), self._work)
+            for run, source, column in todo
+        )
+        at = {face: i for i, face in enumerate(after.face_id)}
+        chosen = [at[face] for face in plan.face_id[now.row]]
+        vectors = (after.embeddings[recogniser][chosen], before.embeddings[recogniser])
+        return verification.Seen(now.row, *vectors, shows, known)
+
+    def _measured(self, plan: planning.Plan, seen: verification.Seen) -> list[verification.Found]:
+        return verification.measure(self.config.verify, plan, seen, self.key.generator("verify", "recognition"))
+
+    def _failures(
+        self, plan: planning.Plan, seen: verification.Seen, found: list[verification.Found]
+    ) -> dict[int, str]:
+        """Rows of the plan to leave out, each with its reason: those that fail, and classes that break without them."""
+        unit = plan.class_id[seen.row] if self.config.method.of_class else seen.row
+        out = verification.fewest(found, unit, lambda rest: self._measured(plan, verification.of(seen, rest)))
+        gone = dict.fromkeys(seen.row[out].tolist(), verification.LEFT_OUT)
+        broken = verification.broken(self.config, verification.without(plan, gone))
+        return gone | dict.fromkeys(broken.tolist(), verification.BROKEN)
+
+    def _render_anew(self, plan: planning.Plan, rows: np.ndarray) -> int:
+        """Render the faces of these rows anew, or of their classes; all else is taken over. Returns how many."""
+        method, before = self.config.method, self.names["rendered"]
+        if method.of_class:
+            classes = {str(c) for c in plan.class_id[rows]}
+            picks = tuple(pick for pick in self._class_rows(plan) if pick[2] in classes)
+        else:
+            picks = tuple(sorted((int(plan.part[r]), int(plan.row[r]), str(plan.subject_id[r])) for r in rows))
+        run = fingerprint(before, "anew", self._again, picks)
+        self.names["rendered"] = fingerprint(run, "alone")
+        step, manifest, count = self._making(plan, self._predictor("judge", "rendered"), picks)
+        alone = self.parts(manifest, "rendered")
+        self._table(alone, count, self._on_ray(step))
+        self.names["rendered"] = run
+        fresh = alone.read_all(count)
+        place = {pick[:2]: i for i, pick in enumerate(picks)}
+
+        def changed(part: int, table: pa.Table) -> pa.Table:
+            index = [place[part, row] + len(table) if (part, row) in place else row for row in range(len(table))]
+            return pa.concat_tables([table, fresh]).take(index)
+
+        self._take_over(manifest, before, changed)
+        self._spread(plan)
+        self._blend(self._predictor("judge", "rendered"))
+        return len(picks)
+
+    def _leave_out(self, plan: planning.Plan, gone: dict[int, str]) -> None:
+        """Write the plan and what is rendered without these rows."""
+        before, told = self.names["rendered"], sorted(gone.items())
+        self.names["plan"] = fingerprint(self.names["plan"], "left out", told)
+        self.names["rendered"] = fingerprint(before, "left out", told)
+        written = self.parts(PLAN, "plan")
+
+        def write_plan(missing: list[int]) -> None:
+            for part in missing:
+                written.write(part, plan.part_columns(part))
+
+        self._table(written, self.batches, write_plan)
+        reasons = {(int(plan.part[row]), int(plan.row[row])): why for row, why in gone.items()}
+
+        def changed(part: int, table: pa.Table) -> pa.Table:
+            cells = {name: table[name].to_pylist() for name in ("status", "reason", "image")}
+            for row in range(len(table)):
+                if (part, row) in reasons:
+                    cells["status"][row], cells["reason"][row] = planning.SUPPRESSED, reasons[part, row]
+                    cells["image"][row] = None
+            for name, values in cells.items():
+                at = table.column_names.index(name)
+                table = table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+            return table
+
+        if self.config.method.of_class:
+            self._take_over(SURROGATES, before, lambda part, table: table)
+        self._take_over(RENDERED, before, changed)
+        self._blend(self._predictor("judge", "rendered"))
+        self.progress.say(f"verify: {len(gone)} faces left out")
+
+    def _take_over(self, manifest: Manifest, before: str, changed: Callable[[int, pa.Table], pa.Table]) -> None:
+        """A table of the run before, as it is now."""
+        old, new = self.workspace.parts(manifest, before), self.parts(manifest, "rendered")
+
+        def write(missing: list[int]) -> None:
+            for part in missing:
+                table = changed(part, old.read(part))
+                new.write(part, {name: table[name] for name in table.column_names})
+
+        self._table(new, len(old.done()), write)
+
+    def _work(self, step: ray_data.Step, missing: list[int]) -> None:
+        self._on_ray(step)(missing)
 
     def _say_realised(self, faces: list[list[tuple[str, bool]] | None]) -> None:
         """How often the class's released attributes could be given to its faces."""
@@ -559,16 +789,21 @@ class _Run:
     def _picks(self, plan: planning.Plan) -> tuple[tuple[int, int, str], ...]:
         """The sample, drawn from all faces that are going to be perturbed: where their source has them, whom they show.
         Of classes, each is a person of its own."""
+        out = self._class_rows(plan)
+        if not self.config.method.of_class:
+            out = [(int(plan.part[row]), int(plan.row[row]), str(plan.subject_id[row])) for row in plan.kept]
+        count = min(self.config.perturb.sample, len(out))
+        chosen = self.draws.generator("perturb", "sample").permutation(len(out))[:count]
+        return tuple(out[at] for at in sorted(chosen))
+
+    def _class_rows(self, plan: planning.Plan) -> list[tuple[int, int, str]]:
+        """Where the source of the classes has the faces that are made of them: part, row and class."""
         method, out = self.config.method, []
         for part in range(self._member_parts(plan)) if method.of_class else ():
             classes = plan.members_columns(part, steps.CLASSES_PER_PART)["class_id"]
             shown = classes if method.keep else np.repeat(np.unique(classes), method.surrogates)
             out += [(part, row, str(class_id)) for row, class_id in enumerate(shown)]
-        if not method.of_class:
-            out = [(int(plan.part[row]), int(plan.row[row]), str(plan.subject_id[row])) for row in plan.kept]
-        count = min(self.config.perturb.sample, len(out))
-        chosen = self.draws.generator("perturb", "sample").permutation(len(out))[:count]
-        return tuple(out[at] for at in sorted(chosen))
+        return out
 
     def _keep(self, vector: Perturbation) -> None:
         """The vector as files of the workspace, to be looked at and used elsewhere."""
@@ -632,6 +867,7 @@ class _Run:
             self.prepared.listing.brought,
             self._networks,
             plan.planned,
+            self._verified,
         )
         record.write(self.workspace.folder, self._record())
         with tempfile.TemporaryDirectory(prefix="facecrowd-") as scratch:
@@ -655,6 +891,7 @@ class _Run:
             used += [asdict(network) for network in self._networks]
             looked = what_was_looked_at(record, self.workspace, self.prepared.predictors)
             report = audit(config, plan, seen, self.key, counts, len(publication.rows), used, looked)
+            report = verification.stated(report, self._verified)
             for line in what_had_to_change(config, plan, seen, looked, report):
                 self.progress.say(f"keep it to yourself: {line}")
             # Whatever the scan finds stops the publication, so a report that is read lists none.
@@ -834,11 +1071,13 @@ class Record:
     brought: tuple[str, ...] = ()
     renderer: tuple[Network, ...] = ()
     planned: planning.Planned | None = None
+    verified: Verified | None = None
 
     def write(self, folder: Folder, name: str) -> None:
         data = {**vars(self), "config": self.config.model_dump(mode="json"), "counts": asdict(self.counts)}
         data["renderer"] = [asdict(network) for network in self.renderer]
         data["planned"] = self.planned and self.planned.as_dict()
+        data["verified"] = self.verified and self.verified.as_dict()
         folder.write(json.dumps(data, indent=1).encode(), *name.split("/"))
 
     @classmethod
@@ -849,6 +1088,7 @@ class Record:
             "brought": tuple(data.get("brought", ())),
             "renderer": tuple(Network(**row) for row in data.get("renderer", ())),
             "planned": planning.Planned.read(data["planned"]) if data.get("planned") else None,
+            "verified": Verified.read(data["verified"]) if data.get("verified") else None,
         }
         return cls(**{**data, **listed, "config": config, "counts": Counts(**data["counts"])})
 
@@ -880,7 +1120,8 @@ def lone_surrogates(plan: planning.Plan, surrogates: pa.Table) -> list[int]:
         steps.embedding_array(surrogates["embedding"], plan.embedding.shape[1]),
         strict=True,
     )
-    return sorted({c for c, face in faces if float((of_class[c] @ face).max()) >= LONE})
+    # A class that was left out once it was rendered has no members any more.
+    return sorted({c for c, face in faces if c in of_class and float((of_class[c] @ face).max()) >= LONE})
 
 
 def rendered_hashes(rendered: Parts, count: int) -> list[str]:
@@ -892,8 +1133,9 @@ def rendered_hashes(rendered: Parts, count: int) -> list[str]:
     return hashes
 
 
-def released_faces(plan: planning.Plan, parts: Parts, count: int, hashes: list[str]) -> Released:
-    """The released faces as the judge saw them; ``hashes``: of every rendered face, in the plan's order."""
+def released_faces(plan: planning.Plan, parts: Parts, count: int, hashes: list[str] | None) -> Released:
+    """The released faces as the judge saw them; ``hashes``: of every rendered face, in the plan's order, where they
+    matter."""
     row_of = {face: row for row, face in enumerate(plan.face_id)}
     rows: list[int] = []
     vectors, detected, shown = [], [], []
@@ -904,7 +1146,7 @@ def released_faces(plan: planning.Plan, parts: Parts, count: int, hashes: list[s
         vectors.append(steps.embedding_array(table["embedding"], plan.embedding.shape[1]))
         detected += table["detected"].to_pylist()
         shown.append(steps.attribute_array(table["attributes"]))
-    kept = np.array([hashes[row] for row in rows], dtype=object)
+    kept = np.array([hashes[row] if hashes else "" for row in rows], dtype=object)
     flags = np.array(detected, dtype=bool)
     return Released(np.array(rows, dtype=np.int64), np.concatenate(vectors), flags, kept, np.concatenate(shown))
 

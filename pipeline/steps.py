@@ -910,6 +910,16 @@ class OriginalSource:
 
 
 @dataclass(frozen=True)
+class ImageSource:
+    """The files of rendered faces, as they will be released."""
+
+    rendered: Parts
+
+    def __call__(self, part: int) -> Batch:
+        return _named(self.rendered.read(part, ["face_id", "status", "reason", "image"]))
+
+
+@dataclass(frozen=True)
 class WitnessSink:
     witnessed: Parts
 

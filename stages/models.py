@@ -491,6 +491,19 @@ def resolve(
     return found[task]
 
 
+def at_hand(
+    name: str | os.PathLike[str],
+    task: Task,
+    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+) -> bool:
+    """Whether the file that ``resolve`` means is on this machine; nothing is fetched."""
+    try:
+        resolve(name, task, folder=folder, download=False)
+    except ModelError:
+        return False
+    return True
+
+
 def check_task(file: Path, task: Task) -> None:
     """Whether ``file`` is a model that can do ``task`` here. Raises ``WrongTask``."""
     if file.name == MODELS["centerface"].file and task == "detection":

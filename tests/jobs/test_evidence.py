@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facecrowd.jobs import evidence
 from facecrowd.jobs.evidence import Evidence
 from facecrowd.pipeline import ray_data
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Execute, Outcome
+from facecrowd.stages import models
 
 OWN = "arcface-mobilefacenet"
 
@@ -62,7 +62,7 @@ def test_recognisers_see_what_the_release_saw_and_look_only_once(
 
 
 def test_recognisers_whose_files_are_not_here_are_not_fetched(found: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_here", lambda name, folder: name == "sface")
+    monkeypatch.setattr(models, "at_hand", lambda name, task, folder: name == "sface")
     assert found.recognisers() == (OWN, "sface")
 
 
