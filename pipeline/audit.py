@@ -24,7 +24,7 @@ from facecrowd.pipeline.preflight import STEERING
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.translation import measured as translated
 from facecrowd.pipeline.translation import unchanged
-from facecrowd.privacy.classes import Histogram, histogram
+from facecrowd.privacy.classes import Histogram, equivalence_classes, histogram
 from facecrowd.privacy.reidentification import Identification, identify
 from facecrowd.stages.runkey import RunKey
 
@@ -365,13 +365,20 @@ def _rendering(config: ReleaseConfig, plan: Plan) -> dict[str, Any] | None:
 
 
 def _histogram(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram | None:
-    """Rows of the plan in their classes with the originals' sensitive values; None where nothing forms classes."""
+    """Rows of the plan in their classes with the originals' sensitive values; None where nothing forms classes.
+
+    A class whose faces are released with different attributes is as many classes as these make of it.
+    """
     if plan.classes == 0:
         return None
+    told = {name: pa.array(values[rows], pa.string()).fill_null("") for name, values in plan.released.items()}
+    crowd = plan.class_id[rows]
+    if told and len(rows):
+        crowd = equivalence_classes({**told, "": pa.array(crowd)}).ids
     sensitive = {name: plan.originals[name][rows].tolist() for name in config.policy.sensitive}
     return histogram(
         plan.subject_id[rows].astype(str),
-        class_ids=plan.class_id[rows],
+        class_ids=crowd,
         sensitive=pa.table(sensitive) if sensitive else None,
     )
 
@@ -409,6 +416,17 @@ def _requirements(
             if r.name not in ("k", "epsilon") and steer is not None:
                 found["kind"] = f"measured against predictor {steer.name}"
             out.append(found)
+        vectors = float(table.subjects.sum() / table.total_subjects)
+        out.append(
+            {
+                "name": "vectors per subject",
+                "asked": 1,
+                "found": round(vectors, 6),
+                "met": vectors == 1,
+                "kind": "formal",
+                "note": "" if vectors == 1 else "who knows several photos of a person intersects their classes",
+            }
+        )
     out.append(
         {
             "name": "max_suppression",

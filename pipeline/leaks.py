@@ -1,4 +1,7 @@
-"""The leak scan: what in a release folder could lead back to a source, looked for in the files as they lie there."""
+"""The leak scan: what in a release folder could lead back to a source, looked for in the files as they lie there.
+
+What can only be told by who holds the workspace is in ``traces``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from facecrowd.stages.encode import metadata
 
 @dataclass(frozen=True)
 class Leak:
-    kind: str  # metadata | unexpected file | order | source name | original pixels | timestamps
+    kind: (
+        str  # metadata | unexpected file | order | source name | original pixels | original face | timestamps | column
+    )
     where: str
     what: str
 
@@ -57,7 +62,7 @@ def scan(
         many = times(release, expected)
         leaks.append(Leak("timestamps", release.url, f"{many} different modification times among the files"))
     if sources:
-        leaks += _named(release, expected, sources, owners or {})
+        leaks += named(release, expected, sources, owners or {})
     return leaks
 
 
@@ -68,7 +73,7 @@ def times(release: Folder, expected: set[str]) -> int:
     return len({info.get("mtime") for name, info in release.files() if name in expected})
 
 
-def _named(release: Folder, expected: set[str], sources: set[str], owners: Mapping[str, str]) -> list[Leak]:
+def named(release: Folder, expected: set[str], sources: set[str], owners: Mapping[str, str]) -> list[Leak]:
     """Source names in texts (only file names: people may be called what any text says) and in the cells of tables."""
     leaks = []
     for name in sorted(expected):

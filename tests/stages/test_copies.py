@@ -11,7 +11,7 @@ import pytest
 from scipy.fft import dctn
 
 from facecrowd.stages import copies
-from facecrowd.stages.copies import VIEW, Prints, find, near, perceptual_hashes, prints, view
+from facecrowd.stages.copies import VIEW, Prints, find, near, prints_of, view
 from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import encode
 
@@ -28,8 +28,7 @@ def originals(faces: list[np.ndarray]) -> Prints:
 
 
 def of(pictures: list[np.ndarray]) -> Prints:
-    views = np.array([view(picture) for picture in pictures])
-    return Prints(*perceptual_hashes(views), views)
+    return prints_of([view(picture) for picture in pictures])
 
 
 def scaled(picture: np.ndarray, share: float) -> np.ndarray:
@@ -93,7 +92,7 @@ def test_the_mean_of_two_people_is_a_copy_of_neither(originals: Prints) -> None:
     pairs = np.array(list(combinations(range(0, len(originals), 6), 2)))
     views = originals.views.astype(np.float32)
     means = ((views[pairs[:, 0]] + views[pairs[:, 1]]) / 2).astype(np.uint8)
-    assert len(find(Prints(*perceptual_hashes(means), means), originals).first) == 0
+    assert len(find(prints_of(list(means)), originals).first) == 0
     # Not even where the other has no detail at all, so that all that is seen is the one's.
     ghosts = (views / 2 + 60).astype(np.uint8)
     assert np.allclose(copies.detail_kept(ghosts, originals.views), 0.75, atol=0.02)
@@ -127,6 +126,6 @@ def test_grey_walls_are_no_copies_of_each_other() -> None:
 
 
 def test_no_pictures_have_no_copies(originals: Prints) -> None:
-    none = prints([])
+    none = prints_of([])
     assert none.views.shape == (0, VIEW, VIEW)
     assert len(find(none, originals).first) == len(find(originals, none).first) == 0
