@@ -17,11 +17,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-WIDTH = 360
+WIDTH = 320
 """Of every chart, in its own units. A phone shows it a little smaller than that, in CSS pixels."""
 
 TEXT = 12
-LEFT, RIGHT = 8, 352
+LEFT, RIGHT = 2, 318
 MOST_MARKS = 12
 MOST_BARS = 24
 MOST_LINES = 6
@@ -55,11 +55,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """y : (n,) over x : (n,), in rising order; NaN where there is none."""
+    """y : (n,) over x : (n,), in rising order; NaN where there is none. twin : another side of the line before it."""
 
     label: str
     x: NDArray[Any]
     y: NDArray[Any]
+    twin: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,13 @@ def percent(value: float) -> str:
     """A share in words: as many digits as tell it from 0 and from 1."""
     share = 100 * value
     if 0 < share < 0.1 or 99.95 <= share < 100:
-        return f"{share:.3g} %"
-    return f"{share:.0f} %" if share in (0, 100) else f"{share:.1f} %"
+        return f"{share:.3g}\u00a0%"
+    return f"{share:.0f}\u00a0%" if share in (0, 100) else f"{share:.1f}\u00a0%"
+
+
+def exact(value: float) -> str:
+    """A share that somebody chose, such as a false-accept rate."""
+    return f"{100 * value:g}\u00a0%"
 
 
 def plain(value: float) -> str:
@@ -98,19 +104,17 @@ def intervals(
     top = _upper([v for m in drawn for v in (m.value, m.high, m.chance) if v is not None], rates)
     guessed = any(m.chance is not None for m in drawn)
     head, row = 26, 36
-    bottom = head + row * len(drawn)
+    bottom = head + row * len(drawn) - 2
     scale = _Scale(0, top, LEFT + 4, RIGHT - 8)
-    parts = [_grid_x(scale, head - 6, bottom, word)]
+    parts = [_grid_x(scale, head, bottom, exact if rates else plain)]
     legend = [_form("circle", LEFT + 6, 9, "s1"), _text(LEFT + 16, 13, "measured, 95 % interval", "soft")]
     if guessed:
-        legend += [_tag("line", x1=LEFT + 178, x2=LEFT + 178, y1=3, y2=16, class_="chance")]
-        legend += [_text(LEFT + 186, 13, _fit(reference, RIGHT - LEFT - 186), "soft")]
+        legend += [_tag("line", x1=LEFT + 172, x2=LEFT + 172, y1=3, y2=16, class_="chance")]
+        legend += [_text(LEFT + 180, 13, _fit(reference, RIGHT - LEFT - 186), "soft")]
     parts.append(Markup("").join(legend))
     for i, mark in enumerate(drawn):
         y = head + row * i
         told = word(mark.value)
-        if mark.low is not None and mark.high is not None:
-            told += f" [{word(mark.low)}, {word(mark.high)}]".replace(" %,", ",")
         room = RIGHT - LEFT - 10 - _width(told)
         inside = [
             Markup("<title>{}</title>").format(f"{mark.label}: {told}"),
@@ -144,11 +148,12 @@ def histogram(key: str, caption: str, finding: str, values: NDArray[Any], limit:
     labels = [_span(int(a), int(b) - 1) for a, b in pairwise(edges)]
     if tailed:
         labels[-1] = f"{int(edges[-2])} or more"
-    head, foot = 24, 176
-    left = LEFT + 8 + _width(plain(counts.max()))
-    up = _Scale(0, _upper([float(counts.max())], False), foot, head)
+    head, foot = 26, 178
+    most = _upper([float(counts.max())], False)
+    left, up = LEFT + 8 + _width(plain(most)), _Scale(0, most, foot, head)
     step = (RIGHT - left) / len(counts)
-    parts = [_grid_y(up, left, RIGHT, plain, whole=True), _text(LEFT, 12, f"{unit}, by size in people", "soft")]
+    parts = [_grid_y(up, left, RIGHT, plain, whole=True), _text(LEFT, 12, unit, "soft")]
+    parts.append(_text((left + RIGHT) / 2, foot + 32, "distinct people in the class", "soft mid"))
     shown = -1e9
     for i, count in enumerate(counts):
         x = left + i * step
@@ -177,11 +182,11 @@ def histogram(key: str, caption: str, finding: str, values: NDArray[Any], limit:
         x = left + place * step
         word = f"asked: {plain(limit)}"
         near = x + _width(word) + 6 < RIGHT
-        parts.append(_tag("line", x1=x, x2=x, y1=head - 8, y2=foot, class_="limit"))
-        parts.append(_text(x + 5 if near else x - 5, head + 1, word, "limit-text" if near else "limit-text end"))
+        parts.append(_tag("line", x1=x, x2=x, y1=head - 12, y2=foot, class_="limit"))
+        parts.append(_text(x + 5 if near else x - 5, head - 4, word, "limit-text" if near else "limit-text end"))
     rows = [(label, plain(int(count))) for label, count in zip(labels, counts, strict=True) if count]
     return Chart(
-        _svg(key, caption, finding, foot + 24, parts), caption, finding, ("people in the class", unit), tuple(rows)
+        _svg(key, caption, finding, foot + 40, parts), caption, finding, ("people in the class", unit), tuple(rows)
     )
 
 
@@ -193,42 +198,48 @@ def lines(
     axes: tuple[str, str],
     limit: tuple[str, float] | None = None,
     rates: bool = True,
+    twins: str = "",
 ) -> Chart:
-    """Lines over one axis, of which at most ``MOST_LINES`` are drawn, the first; limit : a level with its name."""
+    """Lines over one axis, of which at most ``MOST_LINES`` are drawn with their twins, the first.
+
+    limit : a level with its name; twins : what twins are, which are drawn lightly in the form of the line before them
+    """
     word = percent if rates else plain
-    some = drawn[:MOST_LINES]
-    across = np.concatenate([line.x for line in some]).astype(float)
-    up = np.concatenate([line.y for line in some]).astype(float)
+    series = np.cumsum([not line.twin for line in drawn]) - 1
+    some = [(line, int(at)) for line, at in zip(drawn, series, strict=True) if at < MOST_LINES]
+    across = np.concatenate([line.x for line, _ in some]).astype(float)
+    up = np.concatenate([line.y for line, _ in some]).astype(float)
     levels = [float(v) for v in up[np.isfinite(up)]] + ([limit[1]] if limit else [])
     top = _upper(levels, rates)
-    legend = 16 * len(some) + (16 if limit else 0)
-    head, foot = legend + 28, legend + 190
-    left = LEFT + 6 + max(_width(word(v)) for v in _ticks(0, top))
+    told = [(line.label, FORMS[at], f"s{at + 1} d{at + 1}", f"s{at + 1}") for line, at in some if not line.twin]
+    told += [(f"light: {twins}", "", "s6 light", "")] if twins and any(line.twin for line, _ in some) else []
+    told += [(f"{limit[0]}: {word(limit[1])}", "", "limit", "")] if limit else []
+    head = 16 * len(told) + 28
+    foot = head + 162
+    left = LEFT + 6 + max(_width(exact(v) if rates else plain(v)) for v in _ticks(0, top))
     sx = _Scale(float(across.min()), float(across.max()), left + 4, RIGHT - 8)
     sy = _Scale(0, top, foot, head)
-    parts = [_grid_y(sy, left, RIGHT, word), _text(LEFT, legend + 14, axes[1], "soft")]
+    parts = [_grid_y(sy, left, RIGHT, exact if rates else plain), _text(LEFT, head - 14, axes[1], "soft")]
+    for i, (label, form, stroke, dot) in enumerate(told):
+        y = 16 * i + 8
+        kind = stroke if stroke == "limit" else f"line {stroke}"
+        parts.append(_tag("line", x1=LEFT, x2=LEFT + 26, y1=y, y2=y, class_=kind))
+        parts += [_form(form, LEFT + 13, y, dot)] if form else []
+        parts.append(_text(LEFT + 34, y + 4, _fit(label, RIGHT - LEFT - 34), "label"))
     ends = [float(across.min()), float(across.max())]
-    parts += [_text(sx(ends[0]), foot + 16, plain(ends[0]), "soft")]
+    parts.append(_text(sx(ends[0]), foot + 16, plain(ends[0]), "soft"))
     parts += [_text(sx(ends[1]), foot + 16, plain(ends[1]), "soft end")] if ends[1] > ends[0] else []
-    parts.append(_text((left + RIGHT) / 2, foot + 16, axes[0], "soft mid"))
+    parts.append(_text((left + RIGHT) / 2, foot + 32, axes[0], "soft mid"))
     if limit:
         parts.append(_tag("line", x1=left, x2=RIGHT, y1=sy(limit[1]), y2=sy(limit[1]), class_="limit"))
-        y = 16 * len(some) + 8
-        parts.append(_tag("line", x1=LEFT, x2=LEFT + 26, y1=y, y2=y, class_="limit"))
-        parts.append(_text(LEFT + 34, y + 4, f"{limit[0]}: {word(limit[1])}", "label"))
-    for i, line in enumerate(some):
-        form, series = FORMS[i % len(FORMS)], f"s{i % MOST_LINES + 1}"
+    for line, number in some:
         seen = np.isfinite(line.y.astype(float))
         at = [(sx(float(a)), sy(float(b))) for a, b in zip(line.x[seen], line.y[seen], strict=True)]
-        y = 16 * i + 8
-        inside = [Markup("<title>{}</title>").format(line.label)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
-        inside.append(_tag("polyline", points=path, class_=f"line {series} d{i % MOST_LINES + 1}"))
+        stroke = f"line s{number + 1} {'light' if line.twin else f'd{number + 1}'}"
+        inside = [Markup("<title>{}</title>").format(line.label), _tag("polyline", points=path, class_=stroke)]
         marked = sorted({round(j) for j in np.linspace(0, len(at) - 1, min(6, len(at)))})
-        inside += [_form(form, at[j][0], at[j][1], series) for j in marked]
-        inside.append(_tag("line", x1=LEFT, x2=LEFT + 26, y1=y, y2=y, class_=f"line {series} d{i % MOST_LINES + 1}"))
-        inside.append(_form(form, LEFT + 13, y, series))
-        inside.append(_text(LEFT + 34, y + 4, _fit(line.label, RIGHT - LEFT - 34), "label"))
+        inside += [_form(FORMS[number], at[j][0], at[j][1], f"s{number + 1}") for j in marked if not line.twin]
         parts.append(_group(inside, "mark"))
     steps = np.unique(across)
     steps = steps[np.unique(np.round(np.linspace(0, len(steps) - 1, min(MOST_STEPS, len(steps)))).astype(int))]
@@ -242,27 +253,32 @@ def lines(
         rows.append(tuple(cells))
     more = f"; {len(drawn) - len(some)} more in the table" if len(drawn) > len(some) else ""
     columns = (axes[0], *(line.label for line in drawn))
-    return Chart(_svg(key, caption, finding, foot + 24, parts), caption + more, finding, columns, tuple(rows))
+    return Chart(_svg(key, caption, finding, foot + 40, parts), caption + more, finding, columns, tuple(rows))
 
 
 def plane(key: str, caption: str, finding: str, points: Sequence[Point], axes: tuple[str, str]) -> Chart:
     """Points in the unit square; lower on the second axis is better, farther along the first too."""
-    head, foot, left = 26, 270, LEFT + 38
+    head, foot, left = 26, 250, LEFT + 44
     sx, sy = _Scale(0, 1, left + 6, RIGHT - 10), _Scale(0, 1, foot - 6, head + 6)
-    parts = [_grid_y(sy, left, RIGHT, percent), _grid_x(sx, head, foot, plain), _text(LEFT, 13, axes[1], "soft")]
+    parts = [_grid_y(sy, left, RIGHT, exact), _grid_x(sx, head, foot, plain), _text(LEFT, 13, axes[1], "soft")]
     parts.append(_text((left + RIGHT) / 2, foot + 36, axes[0], "soft mid"))
     parts.append(_text(RIGHT - 4, foot - 8, "private and useful ↘", "soft end"))
     taken = [(RIGHT - 4 - _width("private and useful ↘"), foot - 20.0, float(RIGHT), float(foot))]
-    at = [(sx(min(max(p.x, 0), 1)), sy(min(max(p.y, 0), 1))) for p in points]
+    at = [(sx(p.x), sy(p.y)) for p in points]
     taken += [(x - 6, y - 6, x + 6, y + 6) for x, y in at]
+    for point, (x, y) in zip(points, at, strict=True):
+        if point.x_interval:
+            taken.append((sx(point.x_interval[0]), y - 3, sx(point.x_interval[1]), y + 3))
+        if point.y_interval:
+            taken.append((x - 3, sy(point.y_interval[1]), x + 3, sy(point.y_interval[0])))
     for point, (x, y) in sorted(zip(points, at, strict=True), key=lambda pair: not pair[0].own):
         series = "s1" if point.own else "s2"
         inside = [Markup("<title>{}</title>").format(f"{point.label}: {plain(point.x)}, {percent(point.y)}")]
         if point.x_interval:
-            a, b = (sx(min(max(v, 0), 1)) for v in point.x_interval)
+            a, b = map(sx, point.x_interval)
             inside.append(_tag("line", x1=a, x2=b, y1=y, y2=y, class_=f"whisker {series}"))
         if point.y_interval:
-            a, b = (sy(min(max(v, 0), 1)) for v in point.y_interval)
+            a, b = map(sy, point.y_interval)
             inside.append(_tag("line", x1=x, x2=x, y1=a, y2=b, class_=f"whisker {series}"))
         inside.append(_form("circle" if point.own else "diamond", x, y, series))
         word = _fit(point.label, 150)

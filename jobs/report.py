@@ -25,13 +25,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from facecrowd.jobs import charts
-from facecrowd.jobs.charts import Chart, Line, Mark, Point, percent, plain
+from facecrowd.jobs.charts import Chart, Line, Mark, Point, exact, percent, plain
 from facecrowd.jobs.figures import Figure
 from facecrowd.pipeline import perturbation, summary, translation
 from facecrowd.pipeline.config import CLOAK
 
 MOST_FACES = 24
-MOST_ROWS = 20
+MOST_ROWS = 12
 """Rows of a table that stand open; the others unfold."""
 MOST_LEAKS = 100
 MOST_STEPS = 120
@@ -50,8 +50,9 @@ ATTACKS: dict[str, tuple[str, str]] = {
     ),
     "trained": (
         "Attackers trained for the purpose",
-        "T1 trains on originals and is tested on released faces. T2 trains on released faces and is tested on "
-        "originals. T3 trains and is tested on released faces.",
+        "T1 trains on originals and is shown released faces. T2 trains on released faces and is shown originals. T3 "
+        "trains on released faces and is shown others of them. Originals on both sides say how good an attacker is "
+        "where nothing was done.",
     ),
     "linkage": ("Linkage", "Released faces are compared with each other: which of them are the same person?"),
     "table": (
@@ -72,7 +73,8 @@ LABELS = {
     "rank5": "Rank-5",
     "top1": "Top-1",
     "top5": "Top-5",
-    "tar": "True-accept rate",
+    "tar": "TAR",
+    "tpir": "TPIR",
     "auc": "AUC",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -81,10 +83,19 @@ LABELS = {
     "lpips": "LPIPS",
     "fid": "FID",
 }
-PLAIN = {"auc", "psnr", "ssim", "ms_ssim", "ms-ssim", "lpips", "fid", "kid", "p", "epsilon", "advantage"}
+RATES_AT = {"tar": "FAR", "tpir": "FPIR"}
+PLAIN = re.compile(
+    "auc|psnr|ssim|ms.ssim|lpips|fid|kid|p|epsilon|.*(p.value|advantage|distance|difference|correlation|error)"
+)
 """Names that are no shares of anything, whatever their size."""
 
 HEADLINE = ("rank1", "top1")
+
+EVERY = "mean of attributes"
+"""What a figure of use is called that is of all attributes."""
+
+RECOGNISED, NOT_SHOWN = "recognised (rank 1)", "planned attributes not shown"
+"""What the closed loop may ask for, as requirements name it."""
 
 WHY_NOT = "no figure of it in this audit"
 
@@ -130,7 +141,7 @@ class Position:
 def strongest(figures: Sequence[Figure]) -> Figure | None:
     """The attack that names most people: the largest rank-1 or top-1 of everybody. None where there is none."""
     named = [f for f in figures if f.section in ("identity", "trained") and f.name in HEADLINE]
-    found = [f for f in named if _known(f) and not f.group and f.better != "higher"]
+    found = [f for f in named if _known(f) and not f.group and f.better == "lower"]
     return max(found, key=lambda f: f.value or 0.0, default=None)
 
 
@@ -142,6 +153,7 @@ def position(figures: Sequence[Figure]) -> Position | None:
         return None
     for name in ("lpips", "agreement", "ssim"):
         found = [f for f in use if f.name == name]
+        found = [f for f in found if f.setting == EVERY] or found
         if not found:
             continue
         turn: Callable[[float], float] = (lambda v: 1 - v) if name == "lpips" else float
@@ -262,7 +274,11 @@ def _name(name: str) -> str:
 def _at(figure: Figure) -> str:
     if figure.at is None:
         return ""
-    return f"at a false-accept rate of {percent(figure.at)}" if figure.name == "tar" else f"at {plain(figure.at)}"
+    if figure.name in RATES_AT:
+        return f"at {RATES_AT[figure.name]} {exact(figure.at)}"
+    if figure.name == "singling_out":
+        return f"by {plain(figure.at)} attribute{'s' if figure.at != 1 else ''}"
+    return f"at {plain(figure.at)}"
 
 
 def _what(figure: Figure) -> str:
@@ -271,15 +287,15 @@ def _what(figure: Figure) -> str:
 
 def _who(figure: Figure) -> str:
     """Who measured it, and against what."""
-    far = f"FAR {percent(figure.at)}" if figure.name == "tar" and figure.at is not None else _at(figure)
-    return ", ".join(part for part in (figure.by, figure.setting, far) if part) or _name(figure.name)
+    at = _at(figure).removeprefix("at ")
+    return ", ".join(part for part in (figure.by, figure.setting, at) if part) or _name(figure.name)
 
 
 def _shares(figures: Iterable[Figure]) -> bool:
     """Whether these are shares of 1, to be written as percentages."""
     some = list(figures)
     numbers = [v for f in some for v in (f.value, f.low, f.high, f.chance) if v is not None]
-    return all(f.name not in PLAIN for f in some) and all(0 <= v <= 1 for v in numbers)
+    return all(not PLAIN.fullmatch(f.name) for f in some) and all(0 <= v <= 1 for v in numbers)
 
 
 def _written(figure: Figure, word: Callable[[float], str]) -> str:
@@ -295,7 +311,7 @@ def _against(figure: Figure) -> str:
     between, chance = _interval(figure), figure.chance
     if between is None or chance is None:
         return ""
-    return "above chance" if between[0] > chance else "below chance" if between[1] < chance else "as chance"
+    return "exceeded" if between[0] > chance else "not reached" if between[1] < chance else "in the interval"
 
 
 def _recorded(report: Mapping[str, Any], figures: Sequence[Figure]) -> list[Figure]:
@@ -379,7 +395,8 @@ def _value(requirement: Mapping[str, Any], value: Any) -> str:
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return percent(value) if "uppress" in _named(requirement) else plain(value)
+    shares = ("Suppression", RECOGNISED, NOT_SHOWN)
+    return percent(value) if _named(requirement) in shares else plain(value)
 
 
 @dataclass(frozen=True)
@@ -402,10 +419,15 @@ class _Requirement:
 
 
 def _requirement(row: Mapping[str, Any], report: Mapping[str, Any], figures: Sequence[Figure]) -> _Requirement:
-    kind = str(row.get("kind") or "kind not stated")
+    kind, nothing = str(row.get("kind") or "kind not stated"), "does not apply"
+    if _named(row) in (RECOGNISED, NOT_SHOWN):
+        found = _Said("Recognition" if _named(row) == RECOGNISED else "Shown", kind, _value(row, row.get("found")))
+        others = [_Said(of, "", nothing) for of in ("Planned", "Shown", "Recognition") if of != found.of]
+        lines = sorted([found, *others], key=lambda line: ("Planned", "Shown", "Recognition").index(line.of))
+        return _Requirement(_named(row), _bound(row), row.get("met"), tuple(lines), str(row.get("note") or ""))
     planned = _Said("Planned", kind, _value(row, row.get("found")), row.get("met"))
-    lines = (planned, _shown(row, report), _recognition(row, report, figures))
-    return _Requirement(_named(row), _bound(row), row.get("met"), lines, str(row.get("note") or ""))
+    told = (planned, _shown(row, report), _recognition(row, report, figures))
+    return _Requirement(_named(row), _bound(row), row.get("met"), told, str(row.get("note") or ""))
 
 
 def _shown(row: Mapping[str, Any], report: Mapping[str, Any]) -> _Said:
@@ -423,6 +445,13 @@ def _shown(row: Mapping[str, Any], report: Mapping[str, Any]) -> _Said:
         )
     if "uppress" in _named(row):
         return _Said("Shown", "", "does not apply: it counts people, not what pixels show")
+    loop = report.get("verification") or {}
+    last = [one for one in (loop.get("rounds") or [[]])[-1] if one.get("name") == "attributes"]
+    if _named(row) == "k" and last and last[0].get("share") is not None:
+        text = f"{percent(last[0]['share'])} of planned values are not shown"
+        if last[0].get("observed") is not None:
+            text += f", the predictor's own errors taken off; with them {percent(last[0]['observed'])}"
+        return _Said("Shown", f"measured against predictor {loop.get('judge') or 'not named'}", text)
     rows = [r for r in looked.get("shown") or [] if r.get("released_agreement") is not None]
     if _named(row) == "k" and rows:
         worst = min(rows, key=lambda r: float(r["released_agreement"]))
@@ -478,10 +507,12 @@ def _claims(report: Mapping[str, Any], formal: bool) -> list[str]:
         for r in rows
     ]
     k = (report.get("policy") or {}).get("k")
+    found = [r["found"] for r in rows if _named(r) == "k" and r.get("found")]
+    k = min([k, *found]) if k else k
     if formal and (report.get("guarantee") or {}).get("kind") == "formal" and k:
         out.insert(
             0,
-            f"naming the person behind a released face succeeds with probability at most 1/{k}, under a "
+            f"naming the person behind a released face succeeds with probability at most 1/{plain(k)}, under a "
             "uniform prior over the class and without other knowledge",
         )
     if not formal:
@@ -545,7 +576,7 @@ def _closeness(report: Mapping[str, Any], extra: Page, keys: Iterable[str]) -> C
             f" {'No class is' if not over else _many(over, 'class is', 'classes are')} above the {plain(asked)} asked."
         )
         limit = ("asked", float(asked))
-    axes = ("classes, from the lowest t to the highest", "t")
+    axes = ("classes, from the lowest t to the highest", "t of the class")
     chart = charts.lines(
         _next(keys), "t of each class, per sensitive attribute", finding, drawn, axes, limit, rates=False
     )
@@ -568,12 +599,10 @@ def _plane(figures: Sequence[Figure], extra: Page, keys: Iterable[str]) -> Chart
     finding += f"attacker ({own.attack})."
     if others:
         better = [p.label for p in others if p.x >= here.x and p.y <= here.y and (p.x, p.y) != (here.x, here.y)]
-        worse = [p.label for p in others if p.x <= here.x and p.y >= here.y and (p.x, p.y) != (here.x, here.y)]
-        finding += f" Of {_many(len(others), 'baseline', 'baselines')}, {len(worse)} are neither more useful nor more "
-        finding += f"private, and {len(better)} are as useful and as private or more"
-        finding += f": {', '.join(better)}." if better else "."
+        finding += f" Of {_many(len(others), 'baseline', 'baselines')} as useful and as private, or more: "
+        finding += f"{', '.join(better) or 'none'}."
     axes = (f"use: {own.measure}", "named by the strongest attacker")
-    return charts.plane(_next(keys), "Privacy against use", finding, [here, *others], axes)
+    return charts.plane(_next(keys), "This release and its baselines", finding, [here, *others], axes)
 
 
 # ------------------------------------------------------------------------------------------------------------- attacks
@@ -589,8 +618,7 @@ class _Row:
     value: str
     chance: str
     against: str
-    faces: str
-    subjects: str
+    over: str
     note: str
     group: str = ""
 
@@ -616,35 +644,44 @@ def _row(figure: Figure) -> _Row:
         _written(figure, word),
         "–" if figure.chance is None else word(figure.chance),
         _against(figure),
-        plain(figure.faces) if figure.faces else "–",
-        plain(figure.subjects) if figure.subjects else "–",
+        _over(figure),
         figure.note,
         figure.group,
     )
+
+
+def _over(figure: Figure) -> str:
+    """Over how many it was taken."""
+    told = [_many(figure.faces, "face", "faces")] if figure.faces else []
+    told += [_many(figure.subjects, "person", "people")] if figure.subjects else []
+    return ", ".join(told) or "–"
 
 
 def _part(section: str, title: str, lead: str, figures: Sequence[Figure], keys: Iterable[str]) -> _Part:
     """The figures of a section for everybody, with a chart of each name that can be drawn."""
     ours = [f for f in figures if f.section == section and not f.group]
     known = [f for f in ours if _known(f)]
-    names = dict.fromkeys(f.name for f in known)
+    names = list(dict.fromkeys(f.name for f in known))
+    known.sort(key=lambda f: (names.index(f.name), -(f.at or 0.0), -(f.value or 0.0)))
     drawn = []
-    for name in names:
-        some = [f for f in known if f.name == name]
-        within = all(0 <= v <= 1 for f in some for v in (f.value, f.low, f.high, f.chance) if v is not None)
-        if within and (section != "utility" or len(some) > 1):
-            drawn.append(_chart(name, title, some, keys))
+    for (name, _), some in groupby(known, key=lambda f: (f.name, f.at if f.name in RATES_AT else None)):
+        shown = [f for f in some if f.better]
+        within = all(0 <= v <= 1 for f in shown for v in (f.value, f.low, f.high, f.chance) if v is not None)
+        if within and len(shown) > (section == "utility") and not name.endswith(" per face"):
+            drawn.append(_chart(title, shown, keys))
     return _Part(section, title, lead, tuple(drawn), tuple(map(_row, known)), len(ours) - len(known))
 
 
-def _chart(name: str, title: str, figures: Sequence[Figure], keys: Iterable[str]) -> Chart:
-    """One name's figures, the worst for the people or the use first."""
+def _chart(title: str, figures: Sequence[Figure], keys: Iterable[str]) -> Chart:
+    """Figures of one name, the worst for the people or the use first."""
     up = all(f.better == "higher" for f in figures)
     ordered = sorted(figures, key=lambda f: (f.value or 0.0) * (1 if up else -1))
-    rates = _shares(figures)
-    return charts.intervals(
-        _next(keys), f"{title}: {_name(name)}", _finding(name, ordered, rates), [_mark(f) for f in ordered], rates
-    )
+    rates, same = _shares(figures), len({f.at for f in figures}) == 1
+    name = _what(figures[0]) if same else _name(figures[0].name)
+    if same:
+        ordered = [replace(f, at=None) for f in ordered]
+    marks = [_mark(f) for f in ordered]
+    return charts.intervals(_next(keys), f"{title}: {name}", _finding(name, ordered, rates), marks, rates)
 
 
 def _mark(figure: Figure, label: str | None = None) -> Mark:
@@ -658,20 +695,20 @@ def _finding(name: str, ordered: Sequence[Figure], rates: bool) -> str:
     last = ordered[-1]
     if worst.better == "higher":
         if len(ordered) == 1:
-            return f"{_name(name)} is {_written(worst, word)} ({_who(worst)})."
+            return f"{name} is {_written(worst, word)} ({_who(worst)})."
         return (
-            f"{_name(name)} is lowest for {_who(worst)} with {_written(worst, word)}, and highest for {_who(last)} "
+            f"{name} is lowest for {_who(worst)} with {_written(worst, word)}, and highest for {_who(last)} "
             f"with {_written(last, word)}."
         )
-    out = f"{_name(name)} is at most {_written(worst, word)} ({_who(worst)})"
+    out = f"{name} is largest for {_who(worst)}: {_written(worst, word)}"
     if worst.chance and worst.value is not None:
         out += f", {plain(round(worst.value / worst.chance, 1))} times chance ({word(worst.chance)})"
     compared = [f for f in ordered if _against(f)]
-    above = sum(_against(f) == "above chance" for f in compared)
+    above = sum(_against(f) == "exceeded" for f in compared)
     if len(compared) > 1:
-        out += f". {above} of {len(compared)} lie above chance with all of their interval"
+        out += f". In {above} of {len(compared)} cases the whole interval lies above chance"
     elif compared:
-        out += f". The interval is {'above' if above else 'not above'} chance"
+        out += f". The whole interval lies {'above' if above else 'not above'} chance"
     return out + "."
 
 
@@ -691,21 +728,22 @@ def _curves(table: pa.Table | None, figures: Sequence[Figure], keys: Iterable[st
             epochs = np.array([r["epoch"] for r in some])
             for column, word in (("validation_top1", "validation"), ("train_top1", "training")):
                 values = np.array([np.nan if r.get(column) is None else r[column] for r in some], dtype=float)
-                if not np.isfinite(values).any() or (word == "training" and len(by) > charts.MOST_LINES // 2):
+                if not np.isfinite(values).any():
                     continue
                 if word == "validation":
                     at = int(np.nanargmax(values))
                     best = max(best, (float(values[at]), name, int(epochs[at])))
                 keep = np.unique(np.round(np.linspace(0, len(some) - 1, min(MOST_STEPS, len(some)))).astype(int))
-                drawn.append(Line(f"{name}, {word}", epochs[keep], values[keep]))
+                drawn.append(Line(f"{name}, {word}", epochs[keep], values[keep], twin=word == "training"))
         if not drawn:
             continue
-        level = chance.get(threat)
+        level = chance.get(threat, chance.get(threat.partition(",")[0]))
         finding = f"{threat}: the best top-1 in validation is {percent(best[0])}, by {best[1]} after epoch {best[2]}"
         finding += f"; chance is {percent(level)}." if level is not None else "."
         limit = None if level is None else ("chance", level)
         caption = f"Learning curves under {threat}"
-        out.append(charts.lines(_next(keys), caption, finding, drawn, ("epoch", "top-1"), limit))
+        axes, twins = ("epoch", "top-1"), "the same in training"
+        out.append(charts.lines(_next(keys), caption, finding, drawn, axes, limit, twins=twins))
     return out
 
 
@@ -741,6 +779,11 @@ def _attributes_shown(report: Mapping[str, Any], keys: Iterable[str]) -> Chart |
 def _said(report: Mapping[str, Any]) -> list[str]:
     """What translation and perturbation did, in the audit's own words."""
     out: list[str] = []
+    if loop := report.get("verification"):
+        rounds = _many(len(loop.get("rounds") or []), "look", "looks")
+        left = (loop.get("left_out") or 0) + (loop.get("broken") or 0)
+        anew = _many(loop.get("rendered_anew") or 0, "face", "faces")
+        out.append(f"closed loop: {rounds} at the rendered faces, {anew} rendered anew, {left} left out for it")
     for say, found in (
         (translation.lines, report.get("translation")),
         (perturbation.lines, report.get("perturbation")),
