@@ -60,6 +60,12 @@ def metadata(data: bytes) -> list[Metadata]:
         return [Metadata("unreadable", len(data))]
 
 
+_JPEG_PICTURE = (*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xE0))
+"""Markers of what a picture is decoded from: frames, tables, scans."""
+
+_PLAIN = b"\x00\x00\x01\x00\x01"
+"""Unit and densities of a JFIF header that states no resolution."""
+
 _JPEG_SEGMENTS = (
     (0xE1, b"Exif\x00", "EXIF"),
     (0xE1, b"http://ns.adobe.com/xap/", "XMP"),
@@ -101,6 +107,9 @@ def _jpeg(data: bytes) -> Iterator[Metadata]:
             body = data[at + 4 : at + 2 + length]
             if 0xE0 <= marker <= 0xEF or marker == 0xFE:
                 yield from _segment(marker, body)
+            elif marker not in _JPEG_PICTURE:
+                # Decoders skip what no standard uses, so anything may lie there.
+                yield Metadata(f"reserved segment {marker:02X}", len(body))
             at += 2 + length
             if marker == 0xDA:
                 scanned = True
@@ -115,6 +124,8 @@ def _segment(marker: int, body: bytes) -> Iterator[Metadata]:
         # The header every JPEG has; a thumbnail may follow it.
         if len(body) > 14:
             yield Metadata("thumbnail", len(body) - 14)
+        if body[7:12] != _PLAIN:
+            yield Metadata("resolution", len(_PLAIN))
         return
     for known, prefix, kind in _JPEG_SEGMENTS:
         if marker == known and body.startswith(prefix):

@@ -47,6 +47,16 @@ def test_quality_trades_size(portrait):
         Encode(quality=0)
 
 
+@pytest.mark.parametrize("marker", [0xC8, 0xF0, 0xFD, 0x02])
+def test_what_hides_in_a_segment_that_no_decoder_reads_is_found(texture, marker):
+    data = with_segment(jpeg(texture), marker, b"who it is")
+    assert kinds(data) == [f"reserved segment {marker:02X}"]
+
+
+def test_the_resolution_of_a_scan_or_camera_is_found(texture):
+    assert kinds(jpeg(texture, dpi=(300, 300))) == ["resolution"]
+
+
 def test_exif_gps_icc_xmp_and_comments_of_a_jpeg_are_found(texture):
     exif = Image.Exif()
     exif[0x0110] = "a camera"
