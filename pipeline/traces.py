@@ -422,18 +422,25 @@ HASHES = ("md5", "sha1", "sha224", "sha256", "sha512", "blake2b")
 def names(table: pa.Table, known: Known) -> list[Leak]:
     """Names and labels that follow from the source: that hold what their own photo or person is called, or are a hash
     of it, plain or as a UUID."""
-    digests = {_key(digest): kind for text in _called(known) for kind, digest in _digests(text)}
     rows = {name: i for i, name in enumerate(table["name"].to_pylist())}
-    leaks = []
-    for column in ("name", "identity"):
-        if column not in table.column_names:
-            continue
-        cells = ["" if cell is None else str(cell).lower() for cell in table[column].to_pylist()]
-        kinds = {digests[_key(cell)] for cell in cells if _key(cell) in digests}
-        leaks += [
-            Leak("source name", "manifest.parquet", f"column {column} holds the {kind} of a source's name")
-            for kind in sorted(kinds)
-        ]
+    told = {
+        column: ["" if cell is None else str(cell).lower() for cell in table[column].to_pylist()]
+        for column in ("name", "identity")
+        if column in table.column_names
+    }
+    keys = {column: {_key(cell) for cell in cells} for column, cells in told.items()}
+    found = {
+        (column, kind)
+        for text in _called(known)
+        for kind, digest in _digests(text)
+        for column, of in keys.items()
+        if _key(digest) in of
+    }
+    leaks = [
+        Leak("source name", "manifest.parquet", f"column {column} holds the {kind} of a source's name")
+        for column, kind in sorted(found)
+    ]
+    for column, cells in told.items():
         hits, expected = 0, 0.0
         for name, photo, subject in zip(known.name, known.photo, known.subject, strict=True):
             cell = cells[rows[name]] if name in rows else ""
