@@ -281,10 +281,12 @@ def plane(key: str, caption: str, finding: str, points: Sequence[Point], axes: t
             a, b = map(sy, point.y_interval)
             inside.append(_tag("line", x1=x, x2=x, y1=a, y2=b, class_=f"whisker {series}"))
         inside.append(_form("circle" if point.own else "diamond", x, y, series))
-        word = _fit(point.label, 150)
-        if place := _room(x, y, _width(word), taken, (left, head, RIGHT, foot)):
-            taken.append((place[0], place[1] - TEXT + 1, place[0] + _width(word), place[1] + 3))
-            inside.append(_text(place[0], place[1], word, "label strong" if point.own else "label"))
+        for word in dict.fromkeys(_fit(point.label, most) for most in (150, 90, 50)):
+            place = _room(x, y, _width(word), taken, (left, head, RIGHT, foot))
+            if place is not None:
+                taken.append((place[0], place[1] - TEXT + 1, place[0] + _width(word), place[1] + 3))
+                inside.append(_text(place[0], place[1], word, "label strong" if point.own else "label"))
+                break
         parts.append(_group(inside, "mark"))
     rows = [
         (p.label, plain(p.x), _pair(p.x_interval, plain), percent(p.y), _pair(p.y_interval, percent)) for p in points
