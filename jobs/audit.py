@@ -1,33 +1,120 @@
-"""``facecrowd audit RELEASE``: a release checked again, from its files as they lie there."""
+"""``facecrowd audit RELEASE``: a release checked again, from its files as they lie there, and attacked.
+
+    integrity   every file against its hash, every image against its row, the leak scan
+    requirements   measured again on the pixels of the released files, where the workspace is at hand
+    attacks, use   every section of ``figures.Figure``: by all recognisers at hand, by trained attackers, and more
+
+What is written: ``report.html``, ``audit.json`` and tables of every figure. What was measured is kept in the workspace
+under a hash of all that it depends on, so an audit that was killed, or is asked for more, goes on.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
-from typing import Any
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from facecrowd.jobs import attackers, attacks, disclosure
+from facecrowd.jobs import report as page
+from facecrowd.jobs import utility as use
 from facecrowd.jobs.compare import read_audit, whole
-from facecrowd.pipeline import attributes, leaks, plan, preflight, publish, ray_data, steps, summary
+from facecrowd.jobs.evidence import Evidence
+from facecrowd.jobs.figures import Figure, from_table, to_table
+from facecrowd.jobs.renditions import WORK, Networks
+from facecrowd.pipeline import attributes, leaks, preflight, publish, ray_data, steps, summary, traces, verification
+from facecrowd.pipeline.audit import _histogram as histogram_of
 from facecrowd.pipeline.audit import audit
 from facecrowd.pipeline.errors import ConfigError, ReleaseError
+from facecrowd.pipeline.plan import Plan
+from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import (
-    Record,
     model_rows,
     recorded_predictors,
     released_faces,
     rendered_hashes,
     what_was_looked_at,
 )
-from facecrowd.pipeline.schema import FACES, JUDGED, LINK, PLAN, RENDERED, VERSION
-from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
+from facecrowd.pipeline.schema import JUDGED, RENDERED, VERSION
+from facecrowd.pipeline.storage import Folder, Parts, fingerprint, to_parquet
+from facecrowd.pipeline.witnesses import Seen
+from facecrowd.privacy.closeness import t_closeness
+
+SCHEMA = 2
+"""Of audit.json: the recorded audit's keys, and ``figures`` and ``not_measured`` (docs/audit.md)."""
+
+GROUPS = ("Male", "Young", "Pale_Skin")
+FILES = ("audit.json", "figures.parquet", "curves.parquet", "classes.parquet", "report.html")
+HEAD = "arcface-mobilefacenet"
+"""The recogniser whose embeddings a linear head is trained on."""
+SHEET = 24
 
 
-def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[dict[str, Any], list[str]]:
+Depth = Literal["checks", "quick", "full", "paper"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """How thoroughly a release is attacked.
+
+    output : folder of the report; None writes none
+    depth : quick trains linear heads alone, full the networks of DeepBlur's T1 to T3 too, paper for its 500 epochs;
+        checks attacks no further than the release itself did
+    recognisers : who attacks; none for all that are at hand
+    groups : attributes whose groups are looked at apart
+    faces : most faces whose pixels are compared, whole people of them
+    originals : show originals beside the released faces, in a page that is then private
+    baselines : other audits, to stand beside this one on the plane of privacy and use
+    """
+
+    output: str | None = None
+    depth: Depth = "checks"
+    recognisers: tuple[str, ...] = ()
+    groups: tuple[str, ...] = GROUPS
+    faces: int = use.SAMPLE
+    originals: bool = False
+    baselines: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        release: str,
+        output: str | None,
+        depth: str,
+        recognisers: str,
+        groups: str,
+        originals: bool,
+        baselines: Sequence[str],
+    ) -> Order:
+        """As it was typed. Raises ConfigError."""
+        if depth not in get_args(Depth):
+            raise ConfigError(f"--depth {depth}: none of {', '.join(get_args(Depth))}")
+        known = predictable()
+        if strange := [name for name in _names(groups) if name not in known]:
+            raise ConfigError(f"--groups: {strange[0]} is no attribute that is known of faces")
+        where = output or (None if depth == "checks" else f"{release.rstrip('/')}-audit")
+        asked: Any = depth
+        named = (_names(recognisers), _names(groups))
+        return cls(where, asked, *named, originals=originals, baselines=tuple(baselines))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def audit_release(
+    url: str, workspace: str | None, progress: Progress, order: Order | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """Audit a released folder. Returns the report and its lines for a person.
 
     Without the workspace: every file against the hash in the release's card, every image against its manifest row, and
@@ -59,19 +146,33 @@ def audit_release(url: str, workspace: str | None, progress: Progress) -> tuple[
         raise ReleaseError(f"release {url}: an image of the manifest is missing: {error.filename or error}") from None
     expected = {*listed, publish.CARD, *(row["file"] for row in rows)}
     hits = leaks.scan(release, publish.read_images(release, rows), expected, timestamps=False)
-    report = read_audit(release)
+    report, order = read_audit(release), order or Order()
+    evidence, found = None, Measured((), attackers.CURVES.empty_table())
     if workspace is None:
         origin = "recorded when the release was made; give --workspace to measure again"
     else:
-        report = _again(release, Workspace(workspace), hashlib.sha256(card).hexdigest(), len(rows), progress)
+        evidence = Evidence(url, workspace)
+        report = _again(evidence, len(rows), progress)
+        hits += _traces(evidence, expected, rows)
         origin = "measured again, on the pixels of the released files"
+        if order.depth != "checks":
+            found = measure(evidence, order, report, progress)
     report["leaks"] = [asdict(hit) for hit in hits]
     report["met"] = report["met"] and not hits
     lines = [f"{len(rows)} images, {len(listed)} files: all as published", f"figures: {origin}"]
     if (times := leaks.times(release, expected)) > 1:
         lines.append(f"note: {times} different modification times among the files, as a copy may have")
     with whole(url):
-        return report, lines + summary.verdict_lines(report)
+        lines += summary.verdict_lines(report)
+    if order == Order():
+        return report, lines
+    report |= {"schema": SCHEMA, "figures": [one.as_dict() for one in found.figures]}
+    report["not_measured"] = _not_measured(found.figures, evidence, order)
+    lines += told(found.figures)
+    if order.output is not None:
+        write(Folder(order.output), release, report, found, evidence, rows, order)
+        lines.append(f"report: {Folder(order.output).at('report.html')}")
+    return report, lines
 
 
 def _manifest(release: Folder) -> list[dict[str, Any]]:
@@ -107,23 +208,10 @@ def _broken(release: Folder, listed: dict[str, str]) -> list[str]:
     return out
 
 
-def _again(release: Folder, workspace: Workspace, card: str, images: int, progress: Progress) -> dict[str, Any]:
-    key = workspace.key()
-    record = Record.of(workspace.folder, card)
-    config = record.config
-    faces = workspace.parts(FACES, record.runs["faces"])
-    link = workspace.parts(LINK, record.runs["release"])
-    planned = plan.load(
-        config,
-        workspace.parts(PLAN, record.runs["plan"]).read_all(record.parts),
-        faces.read_all(record.parts, ["embedding"]),
-        record.subjects_from,
-        record.split_rate,
-        record.merged,
-        record.planned,
-    )
-    judged = workspace.parts(JUDGED, fingerprint("audit", VERSION, card))
-    source = steps.ReleasedSource(release, link, faces)
+def _again(evidence: Evidence, images: int, progress: Progress) -> dict[str, Any]:
+    record, workspace, config, planned = evidence.record, evidence.workspace, evidence.config, evidence.plan
+    judged = workspace.parts(JUDGED, fingerprint("audit", VERSION, evidence.card))
+    source = steps.ReleasedSource(evidence.release, evidence.link, evidence.faces)
     predictors = recorded_predictors(record, workspace)
     judge = _same_judge(predictors.judge, config.detect.models)
     judging = steps.judges if config.output == "crop" else steps.judge_photo_stages
@@ -136,12 +224,46 @@ def _again(release: Folder, workspace: Workspace, card: str, images: int, progre
             ray_data.run(step, missing, progress)
     # In photo output a face is part of a picture; which faces are alike, the rendered crops tell.
     rendered = workspace.parts(RENDERED, record.runs["rendered"])
-    hashes = _hashes(link, count, planned) if config.output == "crop" else rendered_hashes(rendered, record.parts)
+    hashes = (
+        _hashes(evidence.link, count, planned) if config.output == "crop" else rendered_hashes(rendered, record.parts)
+    )
     seen = released_faces(planned, judged, count, hashes)
     used = [*model_rows(config, preflight.model_hashes(config.detect)), *predictors.rows()]
     used += [asdict(network) for network in record.renderer]
     looked = what_was_looked_at(record, workspace, predictors)
-    return audit(config, planned, seen, key, record.counts, images, used, looked)
+    report = audit(config, planned, seen, evidence.key, record.counts, images, used, looked)
+    return verification.stated(report, _verified(evidence, seen.row, seen.attributes, progress))
+
+
+def _verified(
+    evidence: Evidence, rows: np.ndarray, shown: np.ndarray | None, progress: Progress
+) -> verification.Verified | None:
+    """What the closed loop would find of the released files; None where nothing was asked of it."""
+    record, asked = evidence.record, evidence.config.verify
+    if record.verified is None or not asked.on:
+        return None
+    looked = what_was_looked_at(record, evidence.workspace, recorded_predictors(record, evidence.workspace))
+    judge, recogniser = looked.predictors.judge, record.verified.recogniser
+    values = [None if judge is None or p is None else judge.values(p) for p in (shown, looked.judged)]
+    vectors: list[Any] = [None, None]
+    if recogniser is not None:
+        after, before = evidence.look((recogniser,), progress)
+        at = {row: i for i, row in reversed(list(enumerate(evidence.row.tolist())))}
+        vectors = [after.embeddings[recogniser][[at[row] for row in rows.tolist()]], before.embeddings[recogniser]]
+    seen = verification.Seen(rows, *vectors, *values)
+    rng = evidence.key.generator("verify", "recognition")
+    found = verification.measure(asked, evidence.plan, seen, rng)
+    return replace(record.verified, rounds=(*record.verified.rounds, tuple(one.as_dict() for one in found)))
+
+
+def _traces(evidence: Evidence, expected: set[str], rows: list[dict[str, Any]]) -> list[leaks.Leak]:
+    """What the release shows of its source, which takes the workspace to see."""
+    record, workspace = evidence.record, evidence.workspace
+    known = traces.Known.read(workspace, record.runs, record.parts)
+    table = pa.Table.from_pylist(rows)
+    images = publish.read_images(evidence.release, rows)
+    originals = traces.crops(workspace, record.runs, record.parts)
+    return traces.scan(evidence.release, table, images, expected, known, evidence.config, originals)
 
 
 def _same_judge(judge: attributes.Predictor | None, folder: str | None) -> str | None:
@@ -153,8 +275,302 @@ def _same_judge(judge: attributes.Predictor | None, folder: str | None) -> str |
     return judge.file
 
 
-def _hashes(link: Parts, parts: int, planned: plan.Plan) -> list[str]:
+def _hashes(link: Parts, parts: int, planned: Plan) -> list[str]:
     """The hash of the released image of every planned face; empty where it is not released."""
     table = link.read_all(parts, ["face_id", "sha256"])
     digest = dict(zip(table["face_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
     return [digest.get(face, "") for face in planned.face_id]
+
+
+# ------------------------------------------------------------------------------------------------------------ measure
+
+
+@dataclass(frozen=True)
+class Measured:
+    """figures : of all sections; curves : how trained attackers learned, see ``attackers.CURVES``"""
+
+    figures: tuple[Figure, ...]
+    curves: pa.Table
+
+
+@dataclass(frozen=True)
+class _Sections:
+    """The sections of an audit, each measured when it is asked for."""
+
+    evidence: Evidence
+    order: Order
+    report: dict[str, Any]
+    progress: Progress
+
+    def identity(self) -> list[Figure]:
+        e, formal = self.evidence, self.report["guarantee"]["kind"] == "formal"
+        bound = 1 / self.report["classes"]["effective_k"] if formal and self.report["classes"] else None
+        found = attacks.identity_figures(
+            self.embedded, e.subject, e.row, self.rng("identity"), groups=self.groups, classes=self.classes, bound=bound
+        )
+        if not e.config.method.keeps_identity:
+            return found
+        return [replace(one, better="higher") if one.better == "lower" else one for one in found]
+
+    def linkage(self) -> list[Figure]:
+        e = self.evidence
+        return attacks.linkage_figures(self.embedded, e.subject, e.row, self.rng("linkage"), classes=self.classes)
+
+    def membership(self) -> list[Figure]:
+        e = self.evidence
+        return attacks.membership_figures(self.embedded, e.subject, e.row, self.rng("membership"))
+
+    def table(self) -> list[Figure]:
+        e = self.evidence
+        own = {name: e.labels[name][e.row] for name in e.shown if name in e.labels}
+        shown = {name: values for name, values in e.shown.items() if name in own}
+        outside = np.flatnonzero((e.subject != "") & ~np.isin(e.subject, e.subject[e.row]))
+        others = {name: e.labels[name][outside] for name in own}
+        return disclosure.table_figures(
+            e.subject[e.row],
+            shown,
+            own,
+            self.rng("table"),
+            outside_subject=e.subject[outside],
+            outside=others if len(outside) else None,
+            groups=self.groups,
+        )
+
+    def inference(self) -> list[Figure]:
+        return use.inference_figures(self.pairs, self.eyes, self.rng("inference"), **self.looking)
+
+    def utility(self) -> list[Figure]:
+        return use.utility_figures(self.pairs, self.eyes, self.rng("utility"), **self.looking)
+
+    def trained(self) -> tuple[list[Figure], pa.Table]:
+        e = self.evidence
+        preset = attackers.PRESETS["paper" if self.order.depth == "paper" else "cpu"]
+        if self.order.depth == "quick":
+            preset = replace(preset, networks=())
+        heads = {name: (self.before.embeddings[name][e.row], self.after.embeddings[name]) for name in self.heads}
+        rows = use.sampled(e.subject[e.row], preset.subjects * preset.photos * 4)
+        return attackers.trained_figures(
+            e.originals(e.row[rows]),
+            e.released(rows),
+            e.subject[e.row][rows],
+            {name: (a[rows], b[rows]) for name, (a, b) in heads.items()},
+            preset,
+            seed=self.seed,
+            work=self.work,
+            crowd=None if self.classes is None else self.classes[rows],
+            say=self.progress.say,
+        )
+
+    # ------------------------------------------------------------------------------------------------ what they share
+
+    @cached_property
+    def _looked(self) -> tuple[Seen, Seen]:
+        return self.evidence.look(self.recognisers, self.progress)
+
+    @property
+    def after(self) -> Seen:
+        return self._looked[0]
+
+    @property
+    def before(self) -> Seen:
+        return self._looked[1]
+
+    @cached_property
+    def recognisers(self) -> tuple[str, ...]:
+        return self.evidence.recognisers(self.order.recognisers)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (HEAD,) if HEAD in self.recognisers else self.recognisers[:1]
+
+    @property
+    def embedded(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {name: (self.after.embeddings[name], self.before.embeddings[name]) for name in self.recognisers}
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        return self.evidence.plan.class_id[self.evidence.row] if self.evidence.plan.classes else None
+
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Of the released faces."""
+        return {name: values[self.evidence.row] for name, values in self.evidence.groups(self.order.groups).items()}
+
+    @cached_property
+    def pairs(self) -> use.Pairs:
+        e = self.evidence
+        rows = use.sampled(e.subject[e.row], self.order.faces)
+        source = e.row[rows]
+        return use.Pairs(
+            e.originals(source),
+            e.released(rows),
+            e.subject[source],
+            self.before.landmarks[source],
+            self.after.landmarks[rows],
+            {name: values[source] for name, values in e.labels.items()},
+            {name: values[rows] for name, values in e.shown.items()},
+            {name: values[rows] for name, values in self.groups.items()},
+            out_of=len(e),
+        )
+
+    @cached_property
+    def eyes(self) -> use.Eyes:
+        return use.Eyes.load(Networks(folder=self.evidence.config.detect.models))
+
+    @property
+    def looking(self) -> dict[str, Any]:
+        policy = self.evidence.config.policy
+        asked = tuple(n for n in (*policy.quasi_identifiers, *policy.sensitive) if n in self.evidence.labels)
+        return {"work": self.work, "attributes": asked, "say": self.progress.say}
+
+    @property
+    def work(self) -> Path:
+        """Where features and trainings are kept: they show people, so beside them, or for this user alone."""
+        local = self.evidence.workspace.folder.local
+        return WORK if local is None else local / "audits" / "work"
+
+    @property
+    def seed(self) -> int:
+        return int.from_bytes(self.evidence.key.digest("audit", "seed")[:4], "big")
+
+    def rng(self, section: str) -> np.random.Generator:
+        return self.evidence.key.generator("audit", section)
+
+
+SECTIONS = ("identity", "linkage", "membership", "table", "utility", "inference", "trained")
+
+
+def measure(evidence: Evidence, order: Order, report: dict[str, Any], progress: Progress) -> Measured:
+    """Every section, as thoroughly as is asked; what was measured before is read again."""
+    sections = _Sections(evidence, order, report, progress)
+    told = (SCHEMA, VERSION, version("facecrowd"), evidence.card, sections.recognisers, order.groups, order.faces)
+    kept = evidence.workspace.folder.child("audits", fingerprint(*told))
+    figures: list[Figure] = []
+    curves = attackers.CURVES.empty_table()
+    for name in SECTIONS:
+        # How long attackers learn decides nothing else.
+        file = f"{name}-{order.depth}.parquet" if name == "trained" else f"{name}.parquet"
+        if not kept.exists(file):
+            progress.say(f"audit: {name}")
+            made = getattr(sections, name)()
+            found = made if isinstance(made, list) else made[0]
+            if not isinstance(made, list):
+                kept.write(to_parquet(made[1]), f"curves-{order.depth}.parquet")
+            kept.write(to_parquet(to_table(found)), file)
+        figures += from_table(_parquet(kept.read(file)))
+        if name == "trained":
+            curves = _parquet(kept.read(f"curves-{order.depth}.parquet"))
+    return Measured(tuple(figures), curves)
+
+
+def _parquet(data: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(data), use_threads=False, pre_buffer=False)
+
+
+def _not_measured(figures: Sequence[Figure], evidence: Evidence | None, order: Order) -> list[dict[str, str]]:
+    """What could not be measured, and why."""
+    if evidence is None:
+        return [{"what": name, "why": "needs the workspace (--workspace)"} for name in SECTIONS]
+    if order.depth == "checks":
+        return [{"what": name, "why": "not asked for (--depth)"} for name in SECTIONS]
+    out = [{"what": "trained networks (T1 to T3)", "why": "--depth full"}] if order.depth == "quick" else []
+    for one in figures:
+        if one.value is None and not one.group:
+            what = " ".join(part for part in (one.section, one.name, one.by, one.setting) if part)
+            out.append({"what": what, "why": one.note or "no value"})
+    return out
+
+
+def told(figures: Sequence[Figure]) -> list[str]:
+    """The strongest attack of each section, and what the release is good for, a line each."""
+    lines = []
+    best = page.strongest(figures)
+    if best is not None and best.value is not None:
+        span = "" if best.low is None or best.high is None else f" [{best.low:.1%}, {best.high:.1%}]"
+        chance = "" if best.chance is None else f", by chance {best.chance:.1%}"
+        lines.append(f"strongest attack: {best.by} {best.setting} {best.name} {best.value:.1%}{span}{chance}")
+    for name in ("psnr", "ssim", "lpips", "fid", "detected"):
+        found = [
+            f for f in figures if f.section == "utility" and f.name == name and not f.group and f.value is not None
+        ]
+        if found:
+            lines.append(f"use: {name} {found[0].value:.4g}")
+    return lines
+
+
+# -------------------------------------------------------------------------------------------------------------- write
+
+
+def write(
+    folder: Folder,
+    release: Folder,
+    report: dict[str, Any],
+    found: Measured,
+    evidence: Evidence | None,
+    rows: list[dict[str, Any]],
+    order: Order,
+) -> None:
+    """The report's files, the page last."""
+    classes, t = _classes(evidence)
+    crowds = pa.table({"subjects": classes, **{f"t {name}": values for name, values in t.items()}})
+    folder.write((json.dumps(report, indent=1, sort_keys=True) + "\n").encode(), "audit.json")
+    folder.write(to_parquet(to_table(found.figures)), "figures.parquet")
+    folder.write(to_parquet(found.curves), "curves.parquet")
+    folder.write(to_parquet(crowds), "classes.parquet")
+    sheet, originals = _sheet(release, evidence, rows, order)
+    extra = page.Page(
+        sizes=classes if len(classes) else None,
+        t=t,
+        curves=found.curves if len(found.curves) else None,
+        sheet=sheet,
+        originals=originals,
+        baselines=[point for url in order.baselines for point in _baseline(url)],
+        commands=[_command(order, evidence is not None)],
+        versions={"facecrowd": version("facecrowd"), "python": sys.version.split()[0]}
+        | {name: version(name) for name in ("torch", "numpy", "ray", "pyarrow", "onnxruntime")},
+        snapshot=None if evidence is None else evidence.snapshot,
+    )
+    folder.write(page.write(report, found.figures, extra).encode(), "report.html")
+
+
+def _classes(evidence: Evidence | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Distinct people of each class that is released, and of each sensitive attribute the class's distance t."""
+    if evidence is None:
+        return np.empty(0, np.int64), {}
+    plan: Plan = evidence.plan
+    released = plan.kept[np.isin(plan.subject_id[plan.kept], np.unique(plan.subject_id[evidence.row].astype(str)))]
+    table = histogram_of(evidence.config, plan, released)
+    if table is None:
+        return np.empty(0, np.int64), {}
+    asked = evidence.config.policy
+    ground: Any = asked.t.ground if asked.t else "equal"
+    distances = {name: t_closeness(table, ground, attribute=name).per_class for name in asked.sensitive}
+    return table.subjects, distances
+
+
+def _sheet(
+    release: Folder, evidence: Evidence | None, rows: list[dict[str, Any]], order: Order
+) -> tuple[list[bytes], list[bytes] | None]:
+    """Some released faces, drawn by their random names, and where it is asked for their originals."""
+    if evidence is None:
+        picks = np.random.default_rng(0).permutation(len(rows))[:SHEET]
+        return [data for _, data in publish.read_images(release, [rows[i] for i in picks])], None
+    drawn = np.random.default_rng(0).permutation(len(evidence))[:SHEET]
+    sheet = evidence.released(drawn)
+    return sheet, evidence.originals(evidence.row[drawn]) if order.originals else None
+
+
+def _baseline(url: str) -> list[tuple[str, float, float]]:
+    """Where another audit's release lies between privacy and use; nothing for an audit without such figures."""
+    report = json.loads(Folder(url).read("audit.json"))
+    place = page.position([Figure(**row) for row in report.get("figures", [])])
+    label = url.rstrip("/").rsplit("/", 1)[-1].removesuffix("-audit")
+    return [] if place is None else [(label, place.utility, place.privacy)]
+
+
+def _command(order: Order, private: bool) -> str:
+    parts = ["facecrowd audit RELEASE", *(["--workspace WORKSPACE"] if private else [])]
+    if order.depth != "checks":
+        parts.append(f"--depth {order.depth}")
+    parts += [f"--recognisers {','.join(order.recognisers)}"] if order.recognisers else []
+    return " ".join([*parts, "--output AUDIT"])

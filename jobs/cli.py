@@ -338,35 +338,61 @@ def audit(
     confusion: Annotated[
         str | None, typer.Option(help="With --table: JSON of a predictor's error rates; how they move k, l and t.")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for classes.parquet and verdict.json.")] = None,
+    depth: Annotated[
+        str,
+        typer.Option(
+            help="With --workspace: how a release is attacked. checks (as when it was made), quick (every recogniser "
+            "at hand, linear heads, table, pixels), full (also VGG and ResNet18, trained for the purpose), or paper "
+            "(for 500 epochs)."
+        ),
+    ] = "quick",
+    recognisers: Annotated[
+        str, typer.Option(help="Who attacks a release, comma-separated [default: all at hand].")
+    ] = "",
+    groups: Annotated[
+        str, typer.Option(help="Attributes whose groups are looked at apart, comma-separated.")
+    ] = "Male,Young,Pale_Skin",
+    with_originals: Annotated[
+        bool, typer.Option("--with-originals", help="Show originals in the page, which then is private.")
+    ] = False,
+    baselines: Annotated[
+        list[str] | None, typer.Option(help="Folder of another release's audit, to stand beside this one's.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a release: folder for report.html, audit.json and tables [default: RELEASE-audit]. Of a table: "
+            "folder for classes.parquet and verdict.json."
+        ),
+    ] = None,
     address: Address = None,
     json_file: JsonFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
     overrides: dict[str, Any],
 ) -> None:
-    """Check a release (hashes, leaks, privacy), or hold any table of people against a policy.
+    """Attack a release, measure its use, and say it on one page; or hold any table of people against a policy.
 
     Without --workspace this proves integrity, not origin: the files are those that the release's card lists, and the
-    figures are the ones it came with. With it they are measured again.
+    figures are the ones it came with. With it they are measured again, and the release is attacked.
     """
     if (release is None) == (table is None):
         raise configs.ConfigError("audit checks either a RELEASE or a --table; give one of the two")
     if release is not None:
-        from facecrowd.jobs.audit import audit_release
+        from facecrowd.jobs.audit import Order, audit_release
 
         about_tables = {
             "policy": policy,
             "plan": plan,
             "earlier": earlier,
             "confusion": confusion,
-            "output": output,
             "address": address,
             **overrides,
         }
         given = [name for name, value in about_tables.items() if value is not None] + ["curve"] * curve
         if given:
             raise configs.ConfigError(f"--{given[0].replace('_', '-')} is about a --table, and a RELEASE was given")
-        report, lines = audit_release(release, workspace, Progress(quiet))
+        order = Order.read(release, output, depth, recognisers, groups, with_originals, baselines or [])
+        report, lines = audit_release(release, workspace, Progress(quiet), order)
     else:
         from facecrowd.jobs.table import audit_table
 
@@ -437,18 +463,78 @@ def plan(
     raise typer.Exit(OK if report["met"] else NOT_MET)
 
 
-@app.command(epilog="Example: `facecrowd compare released released-blurred`")
+@app.command(
+    epilog="Example: `facecrowd compare released released-blurred` or, of methods, "
+    "`facecrowd compare --photos people --output compared --methods blur,k-same:5 --people 20`"
+)
 @speaking
 def compare(
-    releases: Annotated[list[str], typer.Argument(help="Released folders, local or any fsspec URL.")],
+    releases: Annotated[list[str] | None, typer.Argument(help="Released folders, local or any fsspec URL.")] = None,
+    photos: Annotated[
+        str | None, typer.Option(help="Compare methods: folder of photos as PERSON/PHOTO to release by each.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --photos: folder of the releases, their workspace and audits.")
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="With --photos: comma-separated, some with a number (blur:8, k-same:10, deepblur:2) [default: all]."
+        ),
+    ] = "",
+    people: Annotated[int, typer.Option(min=2, help="With --photos: people, drawn by their names.")] = 100,
+    photos_each: Annotated[int, typer.Option(min=2, help="With --photos: photos of each.")] = 10,
+    config: Annotated[Path | None, typer.Option(help="With --photos: a release's config that all share.")] = None,
+    models: Annotated[str | None, typer.Option(help="Folder of model files, or an insightface root.")] = None,
+    attributes: Annotated[
+        str | None, typer.Option(help="With --photos: table of attributes [default: predicted].")
+    ] = None,
+    depth: Annotated[str, typer.Option(help="With --photos: of the attacks, as in audit.")] = "full",
     json_file: JsonFile = None,
 ) -> None:
-    """Releases side by side: what each guarantees, and rank-1 re-identification per subject for each gallery."""
-    from facecrowd.jobs.compare import compare as rows_of
-    from facecrowd.jobs.compare import markdown
+    """Releases side by side; or methods, each releasing the same photos and attacked alike."""
+    from facecrowd.jobs import compare as comparison
 
-    rows = rows_of(releases)
-    print(markdown(rows))
+    if (releases is None or not releases) == (photos is None):
+        raise configs.ConfigError(
+            "compare takes releases, or --photos to release by several methods; give one of the two"
+        )
+    if photos is None:
+        rows = comparison.compare(releases or [])
+        print(comparison.markdown(rows))
+        _write_json(json_file, rows)
+        return
+    if output is None:
+        raise configs.ConfigError("--photos needs --output, a folder for the releases and their audits")
+    named = tuple(name.strip() for name in methods.split(",") if name.strip()) or comparison.ALL
+    order = comparison.Order(photos, output, named, people, photos_each, config, models, attributes, depth)
+    found = comparison.methods(order, Progress())
+    print(comparison.tables(found))
+    plain = {name: one["report"] for name, one in found["methods"].items()}
+    _write_json(json_file, {**found, "methods": plain})
+
+
+@app.command(epilog="Example: `facecrowd whatif released --workspace released.workspace --k 5,10,20`")
+@speaking
+def whatif(
+    release: Annotated[str, typer.Argument(help="A released folder, local or any fsspec URL.")],
+    workspace: Annotated[
+        str | None, typer.Option(help="The workspace that made it [default: RELEASE.workspace].")
+    ] = None,
+    k: Annotated[str, typer.Option(help="Values of k to try, comma-separated.")] = "",
+    l: Annotated[str, typer.Option(help="Of l: 2, entropy:1.5, recursive:3:2.")] = "",  # noqa: E741 the field's name
+    t: Annotated[str, typer.Option(help="Of t: 0.2, 0.2:ordered.")] = "",
+    epsilon: Annotated[str, typer.Option(help="Of epsilon.")] = "",
+    grid: Annotated[bool, typer.Option("--grid", help="Every combination, not one change at a time.")] = False,
+    json_file: JsonFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
+) -> None:
+    """What other policies would cost this release: classes, people, information. Nothing is rendered or written."""
+    from facecrowd.jobs import whatif as job
+
+    space = workspace or f"{release.rstrip('/')}.workspace"
+    rows = job.whatif(release, space, job.Wishes.read(k, l, t, epsilon, grid), Progress(quiet))
+    print(job.markdown(rows))
     _write_json(json_file, rows)
 
 

@@ -1,13 +1,30 @@
-"""``facecrowd compare RELEASE…``: releases side by side, from the audits they carry."""
+"""``facecrowd compare``: releases side by side, from the audits they carry; or methods, on the same photos.
+
+    facecrowd compare released released-blurred
+    facecrowd compare --photos PHOTOS --output DIR --methods blur,k-same:5,deepblur:1
+
+The second releases the same people by each method, into DIR/METHOD with one workspace for all, attacks every release
+alike (``audit --depth full``), and puts them beside each other in the layout of DeepBlur's table 2. A release or an
+audit that is done is not made again, so a killed comparison goes on.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from facecrowd.pipeline.errors import ReleaseError
+from facecrowd.jobs.figures import Figure
+from facecrowd.pipeline import config as configs
+from facecrowd.pipeline import photos as inputs
+from facecrowd.pipeline.errors import ConfigError, InputError, ReleaseError
+from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.publish import AUDIT
 from facecrowd.pipeline.storage import Folder
 
@@ -111,3 +128,181 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1%}" if value <= 1 else f"{value:.4g}"
     return str(value)
+
+
+# ------------------------------------------------------------------------------------------------------------ methods
+
+ANONYMOUSNET = {
+    "method.name": "translation",
+    "policy.quasi_identifiers": ["anonymousnet"],
+    "policy.sensitive": ["Attractive"],
+    "policy.k": 5,
+    "policy.t": {"value": 0.2},
+    "perturb.name": "universal",
+}
+METHODS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "blur": ({"method.name": "blur"}, "method.sigma"),
+    "pixelate": ({"method.name": "pixelate"}, "method.blocks"),
+    "mask": ({"method.name": "mask"}, None),
+    "noise": ({"method.name": "noise"}, "method.gamma"),
+    "inpaint": ({"method.name": "inpaint"}, "method.search_steps"),
+    "k-same": ({"method.name": "k-same", "policy.k": 5}, "policy.k"),
+    "k-same-average": ({"method.name": "k-same", "method.surrogate": "average", "policy.k": 5}, "policy.k"),
+    "deepblur": ({"method.name": "deepblur"}, "method.latent_sigma"),
+    "anonymousnet": (ANONYMOUSNET, "policy.k"),
+    "advnoise": ({"method.name": "none", "perturb.name": "advnoise"}, "perturb.steps"),
+    "tip-im": ({"method.name": "none", "perturb.name": "tip-im"}, "perturb.steps"),
+    "universal": ({"method.name": "none", "perturb.name": "universal"}, "perturb.bound"),
+    "identity-preserving": ({"method.name": "identity-preserving"}, "method.part_threshold"),
+}
+"""What a method of a comparison is, as a release's config, and what a number behind a colon sets. ``anonymousnet`` is
+AnonymousNet's whole pipeline: prediction, PPAS (verified), translation, one perturbation for all."""
+
+ALL = (
+    *("blur", "pixelate", "mask", "noise", "inpaint", "k-same:5", "k-same:10"),
+    *("deepblur:0.5", "deepblur:1", "deepblur:2", "deepblur:5"),
+    *("anonymousnet", "advnoise", "tip-im", "identity-preserving"),
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A comparison of methods.
+
+    data : folder of photos as PERSON/PHOTO, or a manifest; output : folder of the releases and their audits
+    methods : names of ``METHODS``, some with a number behind a colon; people, photos : how many, and how many of each
+    config : a release's config that all share, beside what a method sets; depth : of the attacks, as in ``audit``
+    """
+
+    data: str
+    output: Path
+    methods: tuple[str, ...] = ALL
+    people: int = 100
+    photos: int = 10
+    config: Path | None = None
+    models: str | None = None
+    attributes: str | None = None
+    depth: str = "full"
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            _values(method)
+        if self.people < 2 or self.photos < 2:
+            raise ConfigError("a comparison needs two people, and two photos of each, at least")
+
+
+def _values(method: str) -> dict[str, Any]:
+    """The config of a method as it is named. Raises ConfigError."""
+    name, colon, number = method.partition(":")
+    if name not in METHODS:
+        raise ConfigError(f"--methods {method}: none of {', '.join(METHODS)}")
+    values, leaf = METHODS[name]
+    if not colon:
+        return values
+    if leaf is None:
+        raise ConfigError(f"--methods {method}: {name} takes no number")
+    try:
+        value = float(number)
+    except ValueError:
+        raise ConfigError(f"--methods {method}: {number!r} is no number") from None
+    return {**values, leaf: int(value) if value.is_integer() else value}
+
+
+def settings(order: Order, method: str) -> configs.ReleaseConfig:
+    """The release's config of a method. Raises ConfigError."""
+    shared: dict[str, Any] = {
+        "input.path": str(order.output / "photos.csv"),
+        "input.subject_column": "person",
+        "workspace.path": str(order.output / "workspace"),
+        "release.path": str(order.output / method.replace(":", "-")),
+        "detect.models": order.models,
+        "input.attributes": order.attributes,
+    }
+    given = {name: value for name, value in shared.items() if value is not None}
+    return configs.load(order.config, {**given, **_values(method)})
+
+
+def chosen(order: Order) -> list[inputs.Photo]:
+    """The photos of a comparison: of people with enough, those first by a hash of their names; of each the first by
+    name. Raises InputError where nobody has as many."""
+    found = inputs.listing(configs.load(None, {"input.path": order.data}).input, configs.Policy())
+    by: dict[str, list[inputs.Photo]] = {}
+    for photo in found.photos:
+        if photo.subject:
+            by.setdefault(photo.subject, []).append(photo)
+    enough = [name for name, photos in by.items() if len(photos) >= order.photos]
+    if len(enough) < 2:
+        raise InputError(f"--photos {order.data}: fewer than two people with {order.photos} photos")
+    drawn = sorted(enough, key=lambda name: hashlib.sha256(name.encode()).digest())[: order.people]
+    return [photo for name in sorted(drawn) for photo in by[name][: order.photos]]
+
+
+def methods(order: Order, progress: Progress) -> dict[str, Any]:
+    """Release, attack, compare. Returns the rows of each method, and what was asked."""
+    # Networks are loaded by what runs, not by who asks for a table.
+    from facecrowd.jobs.audit import Order as Depth
+    from facecrowd.jobs.audit import audit_release
+    from facecrowd.pipeline import release as releases
+
+    prepared = {method: settings(order, method) for method in order.methods}
+    order.output.mkdir(parents=True, exist_ok=True)
+    photos = chosen(order)
+    listed = io.StringIO()
+    writer = csv.writer(listed)
+    writer.writerow(["path", "person"])
+    writer.writerows([str(Path(photo.path).resolve()), photo.subject] for photo in photos)
+    (order.output / "photos.csv").write_text(listed.getvalue())
+    found: dict[str, Any] = {}
+    for method, config in prepared.items():
+        progress.say(f"compare: {method}")
+        outcome = releases.release(releases.prepare(config), progress)
+        url, workspace = outcome.release.url, str(config.workspace_path)
+        depth: Any = order.depth
+        report, _ = audit_release(url, workspace, progress, Depth(output=f"{url}-audit", depth=depth))
+        found[method] = {"report": report, "figures": [Figure(**row) for row in report["figures"]]}
+    people = {photo.subject for photo in photos}
+    return {"people": len(people), "photos": len(photos), "depth": order.depth, "methods": found}
+
+
+Pick = Callable[[Figure], bool]
+
+
+def _pick(section: str, name: str, by: str = "", setting: str = "", at: float | None = None) -> Pick:
+    def pick(f: Figure) -> bool:
+        same = (f.section, f.name, f.group) == (section, name, "") and (at is None or f.at == at)
+        return same and (not by or f.by == by) and (not setting or f.setting == setting)
+
+    return pick
+
+
+HEADS: tuple[tuple[str, Pick, str], ...] = (
+    *(
+        (f"rank-1 {by.split('-')[0]}", _pick("identity", "rank1", by, "originals"), "share")
+        for by in ("arcface-mobilefacenet", "sface", "edgeface-s")
+    ),
+    ("rank-1 released", _pick("identity", "rank1", "edgeface-s", "released"), "share"),
+    ("TAR at FAR 1 %", _pick("identity", "tar", "edgeface-s", "originals", 0.01), "share"),
+    ("member AUC", _pick("membership", "auc", "edgeface-s"), "number"),
+    ("face found", _pick("utility", "detected"), "share"),
+    ("PSNR", _pick("utility", "psnr"), "number"),
+    ("SSIM", _pick("utility", "ssim"), "number"),
+    ("LPIPS", _pick("utility", "lpips"), "number"),
+    ("FID", _pick("utility", "fid"), "number"),
+)
+"""Columns of the table of methods: what each shows, and whether as a share. EdgeFace took part in no method."""
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Two tables in Markdown: recognition and use by method, and DeepBlur's table 2 beside the paper's figures."""
+    from facecrowd.jobs.attackers import table2
+
+    figures: dict[str, Sequence[Figure]] = {name: one["figures"] for name, one in found["methods"].items()}
+    lines = ["| method | " + " | ".join(head for head, _, _ in HEADS) + " |", "| --- |" + " --: |" * len(HEADS)]
+    for method, of in figures.items():
+        cells = []
+        for _, pick, kind in HEADS:
+            one = next((f for f in of if pick(f) and f.value is not None), None)
+            cells.append("–" if one is None else f"{one.value:.1%}" if kind == "share" else f"{one.value:.3g}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    what = f"{found['people']} people, {found['photos']} photos, attacks: {found['depth']}"
+    return "\n".join([what, "", *lines, "", "DeepBlur, table 2 (in brackets the paper's):", "", table2(figures)])

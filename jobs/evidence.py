@@ -45,6 +45,7 @@ class Evidence:
     def __init__(self, url: str, workspace: str) -> None:
         """Raises ConfigError where the workspace did not make the release."""
         self.release, self.workspace = Folder(url), Workspace(workspace)
+        self.key: RunKey = self.workspace.key()
         self.card = hashlib.sha256(self.release.read(publish.CARD)).hexdigest()
         self.record = Record.of(self.workspace.folder, self.card)
         self.link, self.faces = self._of(LINK, "release"), self._of(FACES, "faces")
@@ -67,13 +68,15 @@ class Evidence:
     def _of(self, manifest: Any, run: str) -> Parts:
         return self.workspace.parts(manifest, self.record.runs[run])
 
+    @cached_property
+    def snapshot(self) -> int | None:
+        """The Iceberg snapshot by which the link from this release to its sources was committed."""
+        run = self.record.runs["release"]
+        return next((at for at, of in self.workspace.snapshots(LINK).items() if of == run), None)
+
     @property
     def config(self) -> ReleaseConfig:
         return self.record.config
-
-    @cached_property
-    def key(self) -> RunKey:
-        return self.workspace.key()
 
     def __len__(self) -> int:
         return len(self.row)

@@ -294,13 +294,17 @@ class Workspace:
         )
 
     def committed(self, manifest: Manifest, run: str) -> bool:
+        return run in self.snapshots(manifest).values()
+
+    def snapshots(self, manifest: Manifest) -> dict[int, str | None]:
+        """Of a manifest's Iceberg table, the oldest first: the id of each snapshot, and the run it committed."""
         from pyiceberg.exceptions import NoSuchTableError
 
         try:
             table = self.catalog().load_table(self._identifier(manifest))
         except NoSuchTableError:
-            return False
-        return any(_run_of(snapshot) == run for snapshot in table.snapshots())
+            return {}
+        return {snapshot.snapshot_id: _run_of(snapshot) for snapshot in table.snapshots()}
 
     def commit(self, parts: Parts, count: int) -> None:
         """Add the run's parts to its Iceberg table, exactly once.

@@ -45,7 +45,7 @@ class _Nothing:
 
 
 def audit(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, ["audit", *map(str, arguments), "--quiet"])
+    result = CliRunner().invoke(app, ["audit", *map(str, arguments), "--depth", "checks", "--quiet"])
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result
 

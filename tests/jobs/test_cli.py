@@ -141,7 +141,10 @@ def test_yaml_and_flag_come_to_the_same(
     if dotted == "method.select":
         base["method.name"] = "k-same-select"
         arguments += ["--method", "k-same-select"]
-    if dotted in ("policy.epsilon", "method.translator"):
+    if dotted in ("verify.recogniser", "verify.retries"):
+        base["verify.recognition"] = 0.5
+        arguments += ["--verify-recognition", "0.5"]
+    if dotted in ("policy.epsilon", "method.translator", "verify.attributes"):
         base |= {"method.name": "translation", "policy.quasi_identifiers": ["Male"]}
         arguments += ["--method", "translation", "--quasi-identifiers", "Male"]
     if dotted.startswith("perturb.") and dotted != "perturb.name":

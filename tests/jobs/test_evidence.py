@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,9 @@ def test_recognisers_whose_files_are_not_here_are_not_fetched(found: Evidence, m
     assert found.recognisers() == (OWN, "sface")
 
 
-def test_a_workspace_that_did_not_make_the_release_is_refused(released: Outcome, tmp_path: Path) -> None:
+def test_a_workspace_that_did_not_make_the_release_is_refused(
+    released: Outcome, given_key: Callable[..., None], tmp_path: Path
+) -> None:
+    given_key(tmp_path)
     with pytest.raises(ConfigError, match="did not make this release"):
         Evidence(released.release.url, str(tmp_path))
