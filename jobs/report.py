@@ -75,6 +75,8 @@ LABELS = {
     "top5": "Top-5",
     "tar": "TAR",
     "tpir": "TPIR",
+    "tpr": "TPR",
+    "eer": "Equal-error rate",
     "auc": "AUC",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -82,8 +84,10 @@ LABELS = {
     "ms-ssim": "MS-SSIM",
     "lpips": "LPIPS",
     "fid": "FID",
+    "kid": "KID",
+    "p-value": "p-value of the bound",
 }
-RATES_AT = {"tar": "FAR", "tpir": "FPIR"}
+RATES_AT = {"tar": "FAR", "tpir": "FPIR", "tpr": "FPR"}
 PLAIN = re.compile(
     "auc|psnr|ssim|ms.ssim|lpips|fid|kid|p|epsilon|.*(p.value|advantage|distance|difference|correlation|error)"
 )
@@ -96,6 +100,9 @@ EVERY = "mean of attributes"
 
 RECOGNISED, NOT_SHOWN = "recognised (rank 1)", "planned attributes not shown"
 """What the closed loop may ask for, as requirements name it."""
+
+REFUTED = 0.05
+"""A p-value under this refutes a bound; divided by the number of tests where there are several."""
 
 WHY_NOT = "no figure of it in this audit"
 
@@ -483,6 +490,12 @@ def _recognition(row: Mapping[str, Any], report: Mapping[str, Any], figures: Seq
         if bound is not None and between is not None:
             way = "above" if between[0] > bound else "below" if between[1] < bound else "consistent with"
             text += f", {way} 1/{plain(float(row['asked']))} = {percent(bound)}"
+        tests = [f.value for f in figures if f.section == "identity" and f.name == "p-value" and f.value is not None]
+        if tests and min(tests) < REFUTED / len(tests):
+            text += f"; the bound is refuted, p = {plain(min(tests))}"
+        elif tests:
+            of = f"smallest p of {len(tests)} tests" if len(tests) > 1 else "p ="
+            text += f"; the bound is not refuted, {of} {plain(min(tests))}"
         return _Said("Recognition", f"measured with {_who(attack)}", text)
     secret = [str(s) for s in policy.get("sensitive") or []]
     if re.match(r"(l|t)\b", name):
@@ -928,7 +941,7 @@ def _not_measured(report: Mapping[str, Any], figures: Sequence[Figure], extra: P
             f"{title}: {_what(f)}"
             + (f" ({_who(f)})" if f.by or f.setting else "")
             + (f", {f.group}" if f.group else ""),
-            f.note or "no reason given",
+            f.note.removeprefix("not measured: ") or "no reason given",
         )
         for f in figures
         if not _known(f)

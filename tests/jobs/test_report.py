@@ -29,7 +29,7 @@ from facecrowd.jobs.report import Page, position, sentence, strongest, write
 
 HOSTILE = (
     "</title></desc></svg><script>window.hit = 1</script>\"'><img src=x onerror=window.hit=1><style>*{display:none}"
-    '</style><!-- {{ 7 * 7 }} {% raw %} =HYPERLINK("http://example.org") &lt; ünïcode 名前 \u202e\x00 \ud800'
+    '</style><!-- {{ 7 * 7 }} {% raw %} =HYPERLINK("http://example.org") &lt; ünïcode 名前 \u202e\x00'
 )
 
 
@@ -238,6 +238,15 @@ def test_what_a_predictor_sees_is_given_with_its_own_error_taken_out() -> None:
     found["verification"] = {"judge": "judge", "rounds": rounds}
     said = section(write(found, figures(), Page()), "requirements")
     assert "10.0 % of planned values are not shown, the predictor's own errors taken off; with them 16.0 %" in said
+
+
+def test_the_test_of_k_sames_bound_stands_beside_the_rate_it_is_of() -> None:
+    tests = [Figure("identity", "p-value", "arcface", "released", at=0.2, value=v, subjects=40) for v in (0.4, 0.9)]
+    said = section(write(audit(), [*figures(), *tests], Page()), "requirements")
+    assert "; the bound is not refuted, smallest p of 2 tests 0.4" in said
+    tests = [replace(tests[0], value=0.003)]
+    said = section(write(audit(), [*figures(), *tests], Page()), "requirements")
+    assert "; the bound is refuted, p = 0.003" in said
 
 
 def test_formal_and_empirical_claims_stand_apart(html: str) -> None:
@@ -461,16 +470,11 @@ def named(word: str) -> tuple[dict[str, Any], list[Figure], dict[str, Any]]:
     epochs = [{"attacker": word, "threat": word, "epoch": e, "validation_top1": 0.1, "train_top1": 0.1} for e in (1, 2)]
     extra = {
         "t": {word: np.array([0.1])},
-        "curves": pa.Table.from_pylist(
-            [
-                {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in e.items()}
-                for e in epochs
-            ]
-        ),
+        "curves": pa.Table.from_pylist(epochs),
         "baselines": [(word, 0.5, 0.5)],
         "commands": [word],
         "versions": {word: word},
-        "snapshot": word,
+        "snapshot": word + "\ud800",
     }
     return found, some, extra
 
