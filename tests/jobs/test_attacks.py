@@ -195,6 +195,7 @@ def test_linkage_is_that_of_the_roc_curve_over_all_pairs(setting: str) -> None:
     for far in (0.1, 1e-2):
         assert one(found, "tar", setting, far).value == pytest.approx(true[false <= far + 1e-12].max(), abs=5e-3)
     assert area.chance == 0.5
+    assert area.note == f"{same.sum():,} pairs of one person, {(~same).sum():,} of two"
 
 
 def test_inside_a_class_one_surrogate_links_nobody_and_between_classes_the_class_does() -> None:
