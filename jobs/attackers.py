@@ -115,7 +115,7 @@ class Order:
 PRESETS = {
     "cpu": Order(),
     "paper": Order(width=64, epochs=500, patience=0),
-    "smoke": Order(subjects=8, photos=6, width=4, epochs=8, patience=0, batch=8),
+    "smoke": Order(subjects=8, photos=6, width=4, epochs=16, patience=0, batch=8, rate=4e-3),
 }
 """paper: the widths and the 500 epochs of DeepBlur; what it leaves open is as in ``cpu``."""
 
@@ -158,24 +158,23 @@ def trained_figures(
 
     pixels = {kind: _pixels(crops) for kind, crops in files.items()} if order.networks else {}
     for name in order.networks:
+        settings = [VERSION, name, {**asdict(order), "networks": None}, seed, training.device().type]
         learnt = {}
         for kind, threats in (("originals", "T1"), ("released", "T2, T3")):
-            told = [VERSION, name, asdict(order), seed, training.device().type, _seen(files[kind], cut)]
             say(f"{name} learns from {kind}: {cut.people} people, {int((cut.part == TRAIN).sum())} pictures")
             make = _Learn(name, pixels[kind], cut, order, seed, say)
-            learnt[kind] = kept(work, f"attacker-{name}", told, make)
+            learnt[kind] = kept(work, f"attacker-{name}", [settings, _seen(files[kind], cut)], make)
             curves += _curve(learnt[kind]["curve"], name, threats)
         for threat, (source, shown) in THREATS.items():
-            score = _test(
-                name, learnt[source], pixels[shown][torch.from_numpy(cut.part == TEST)], cut.people, order.width
-            )
+            tests = pixels[shown][torch.from_numpy(cut.part == TEST)]
+            score = _test(name, learnt[source], tests, cut.people, order.width)
             figures += _figures(score, cut, name, threat, notes[threat], people)
 
     for recogniser, sides in embeddings.items():
         vectors = dict(zip(("originals", "released"), (side[rows] for side in sides), strict=True))
         by, learnt = f"{recogniser} head", {}
         for kind in vectors:
-            told = [VERSION, by, asdict(order), seed, hashlib.sha256(vectors[kind].tobytes()).hexdigest(), cut.told]
+            told = [VERSION, by, hashlib.sha256(vectors[kind].tobytes()).hexdigest(), cut.told]
             learnt[kind] = kept(work, "attacker-head", told, _Head(vectors[kind], cut))
         say(f"{by}: learnt")
         for threat, (source, shown) in THREATS.items():
@@ -302,7 +301,7 @@ class _Learn:
                     cost.backward()
                     optimiser.step()
                     schedule.step()
-                    loss += float(cost) * len(some)
+                    loss += cost.item() * len(some)
                     hits += int((logits.argmax(1) == y[some]).sum())
                 score = _scores(network, held, scale)
                 top1 = float(success(score.numpy(), held_y.numpy(), 1).mean())

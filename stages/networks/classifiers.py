@@ -30,7 +30,7 @@ class Vgg(nn.Module):
     linear layers
     """
 
-    def __init__(self, people: int, width: int = 64, dropout: float = 0.5) -> None:
+    def __init__(self, people: int, width: int = 64, dropout: float = 0.2) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 3
@@ -85,17 +85,17 @@ class ResNet18(nn.Module):
     people : P; width : channels of the first of four stages of two units, doubled from stage to stage
     """
 
-    def __init__(self, people: int, width: int = 64, dropout: float = 0.0, pool: bool = False) -> None:
+    def __init__(self, people: int, width: int = 64) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, 2, padding=1, bias=False)
-        units: list[nn.Module] = [nn.MaxPool2d(3, 2, 1)] if pool else []
+        units: list[nn.Module] = []
         inputs = width
         for stage in range(4):
             outputs = width << stage
             units += [Unit(inputs, outputs, 1 if stage == 0 else 2), Unit(outputs, outputs, 1)]
             inputs = outputs
         self.units = nn.Sequential(*units, nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, people))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, people))
         _draw(self)
 
     def forward(self, x: Tensor) -> Tensor:
