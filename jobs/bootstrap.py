@@ -51,6 +51,11 @@ class People:
         weights: np.ndarray = 1 / np.bincount(person, minlength=self.count)[person]
         return weights
 
+    def share(self, values: np.ndarray, rows: np.ndarray) -> float | None:
+        """The mean over people of values (n,) where the mask ``rows`` is true; None where it is so of no face."""
+        each = self.weights(rows)
+        return float(each @ values[rows] / each.sum()) if rows.any() else None
+
     def figure(self, one: Figure, statistic: Statistic, rows: np.ndarray, rate: bool = False) -> Figure:
         """``one`` with its value, interval and counts, of the faces where the mask ``rows`` is true.
 
@@ -95,9 +100,8 @@ class People:
 
         def of(some: np.ndarray, one: Figure) -> Figure:
             rows = some & np.isfinite(values)
-            if guessed is not None and rows.any():
-                each = self.weights(rows)
-                one = replace(one, chance=float(each @ guessed[rows] / each.sum()))
+            if guessed is not None:
+                one = replace(one, chance=self.share(guessed, rows))
             return self.figure(one, mean(values[rows]), rows, rate)
 
         whole = of(np.ones(len(self.person), bool), one)

@@ -380,10 +380,11 @@ def _agreement(people: People, pairs: Pairs, eyes: Eyes, looked: Looked, asked: 
     kept = replace(kept, by=eyes.judge.name)
     values = eyes.judge.values(looked.judged)
     before, after = values[looked.original], values[looked.released]
-    everybody = people.weights(np.ones(len(pairs), bool))
+    everybody = np.ones(len(pairs), bool)
 
-    def guess(x: np.ndarray, y: np.ndarray, each: np.ndarray) -> float:
-        p, q = (float(each @ side / each.sum()) for side in (x, y))
+    def guess(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> float:
+        """Of two independent values that both are as often true as these."""
+        p, q = people.share(x, rows) or 0.0, people.share(y, rows) or 0.0
         return p * q + (1 - p) * (1 - q)
 
     stay = [a for a, name in enumerate(ATTRIBUTES) if name not in planned]
@@ -405,7 +406,7 @@ def _agreement(people: People, pairs: Pairs, eyes: Eyes, looked: Looked, asked: 
         known = labels >= 0
         sure = float(np.mean(before[known, a] == labels[known])) if known.any() else None
         note = f"the predictor agrees with the labels of {sure:.0%} of the originals" if sure is not None else ""
-        chance = guess(asked_for[stated], after[stated, a], people.weights(stated))
+        chance = guess(asked_for, after[:, a], stated)
         right = np.where(stated, after[:, a] == asked_for, np.nan)
         out += people.mean(replace(one, chance=chance, note=note), right, True)
     return out
@@ -431,10 +432,6 @@ class Scores:
     def raised(self, a: int) -> np.ndarray:
         """Where it is likelier than in the training faces: what is best for balanced accuracy."""
         return np.asarray(self.logits[:, a] >= self.prior[:, a])
-
-    def majority(self, a: int) -> np.ndarray:
-        """What the training faces mostly are."""
-        return np.asarray(self.prior[:, a] >= 0)
 
 
 def crossed(train: np.ndarray, labels: np.ndarray, tests: Sequence[np.ndarray], fold: np.ndarray) -> list[Scores]:
@@ -479,12 +476,14 @@ def _refusal(people: People, labels: np.ndarray) -> str:
 
 
 def _judged(people: People, one: Figure, scores: Scores, a: int, labels: np.ndarray, name: str = "") -> list[Figure]:
-    """Accuracy, balanced accuracy and AUC of attribute a, labels (n,) of the originals; ``name`` goes before theirs."""
+    """Accuracy, balanced accuracy and AUC of attribute a, labels (n,) of the originals; ``name`` goes before theirs.
+
+    Chance for the first is the share of the commoner value.
+    """
     rows = (labels >= 0) & np.isfinite(scores.logits[:, a])
     truth = labels[rows] == 1
-    each = people.weights(rows)
-    chance = float(each @ (scores.majority(a)[rows] == truth) / each.sum()) if rows.any() else None
-    one = replace(one, chance=0.5)
+    one, share = replace(one, chance=0.5), people.share(labels == 1, rows)
+    chance = None if share is None else max(share, 1 - share)
     accuracy = replace(one, name=f"{name}accuracy", chance=chance)
     raised = scores.raised(a)[rows] == truth
     lead = (scores.logits - scores.prior)[rows, a]
@@ -495,12 +494,13 @@ def _judged(people: People, one: Figure, scores: Scores, a: int, labels: np.ndar
     ]
 
 
-def _per_face(scores: Scores, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share of a face's attributes that is told right, and that the majority gets right: (n,) each."""
+def _per_face(people: People, scores: Scores, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of a face's attributes that is told right, and that guessing the commoner value gets: (n,) each."""
     known = (labels >= 0) & np.isfinite(scores.logits)
+    common = [(people.share(column == 1, rows) or 0.0) >= 0.5 for column, rows in zip(labels.T, known.T, strict=True)]
     with np.errstate(invalid="ignore"):
         right, majority = (
-            (known & ((side >= 0) == (labels == 1))).sum(1) / known.sum(1) for side in (scores.logits, scores.prior)
+            (known & (guess == (labels == 1))).sum(1) / known.sum(1) for guess in (scores.logits >= 0, np.array(common))
         )
     return right, majority
 
@@ -536,7 +536,7 @@ def _downstream(people: People, pairs: Pairs, looked: Looked, asked: Sequence[st
     for scores, by in ((by_release, sides[0]), (by_originals, sides[1])):
         for a, name in enumerate(names):
             out += _judged(people, replace(one, by=by, setting=name), scores, a, truth[:, a], "downstream_")
-        right, majority = _per_face(scores, truth)
+        right, majority = _per_face(people, scores, truth)
         every = replace(one, name="downstream_accuracy", by=by, setting=EVERY)
         out += people.mean(every, right, by_group=True, guessed=majority)
     loss = Figure("utility", "downstream_loss", extractor, EVERY, better="lower")
@@ -598,7 +598,7 @@ def inference_figures(
                 best = on_originals.value
                 note = "" if best is None else f"on the originals themselves: {best:.3f}"
                 found[name].append(replace(row, note=joined(row.note, note)))
-        means[extractor] = _per_face(scores, truth)
+        means[extractor] = _per_face(people, scores, truth)
     for name in names:
         out += _strongest(found[name], "the release states this attribute" if name in pairs.shown else "")
     best = max(means, key=lambda extractor: float(np.nanmean(means[extractor][0])))

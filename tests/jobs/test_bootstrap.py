@@ -31,7 +31,7 @@ def test_a_person_with_many_photos_weighs_as_much_as_one_with_few() -> None:
 def test_the_interval_is_that_of_the_mean_over_people() -> None:
     values = DRAWS.normal(0, 1, 200) + 2
     found = people().figure(RATE, mean(values), EVERY)
-    means = [values[SUBJECT == name].mean() for name in np.unique(SUBJECT)]
+    means = [values[name == SUBJECT].mean() for name in np.unique(SUBJECT)]
     expected = stats.bootstrap((means,), np.mean, method="percentile", rng=1).confidence_interval
     assert found.value == pytest.approx(np.mean(means))
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
