@@ -66,10 +66,13 @@ def test_the_risk_is_what_the_attack_gains_over_people_outside():
     r, c = Rate(900, 1000).centre, Rate(500, 1000).centre
     assert risk.value == pytest.approx((r - c) / (1 - c))
     assert risk.value == pytest.approx(0.8, abs=0.004)
-    # the interval holds what both rates may be: simulated
-    draws = rng().binomial(1000, [[0.9], [0.5]], size=(2, 20000)) / 1000
-    low, high = np.quantile((draws[0] - draws[1]) / (1 - draws[1]), [0.025, 0.975])
-    assert risk.interval == pytest.approx((low, high), abs=0.004)
+
+
+@pytest.mark.parametrize(("attack", "control"), [((900, 1000), (500, 1000)), ((700, 1000), (40, 100))])
+def test_the_interval_is_of_both_rates_together(attack, control):
+    r, c = (rng(i).binomial(n, s / n, size=20000) / n for i, (s, n) in enumerate((attack, control)))
+    simulated = np.quantile((r - c) / (1 - c), [0.025, 0.975])
+    assert Risk(Rate(*attack), Rate(0, 1000), Rate(*control)).interval == pytest.approx(simulated, abs=0.02)
 
 
 def test_without_people_outside_the_risk_is_the_attacks_rate():
