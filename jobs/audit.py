@@ -32,8 +32,7 @@ from facecrowd.jobs.evidence import Evidence
 from facecrowd.jobs.figures import Figure, from_table, to_table
 from facecrowd.jobs.renditions import WORK, Networks
 from facecrowd.pipeline import attributes, leaks, preflight, publish, ray_data, steps, summary, traces, verification
-from facecrowd.pipeline.audit import _histogram as histogram_of
-from facecrowd.pipeline.audit import audit
+from facecrowd.pipeline.audit import audit, crowded
 from facecrowd.pipeline.errors import ConfigError, ReleaseError
 from facecrowd.pipeline.plan import Plan
 from facecrowd.pipeline.presets import predictable
@@ -539,7 +538,7 @@ def _classes(evidence: Evidence | None) -> tuple[np.ndarray, dict[str, np.ndarra
         return np.empty(0, np.int64), {}
     plan: Plan = evidence.plan
     released = plan.kept[np.isin(plan.subject_id[plan.kept], np.unique(plan.subject_id[evidence.row].astype(str)))]
-    table = histogram_of(evidence.config, plan, released)
+    table = crowded(evidence.config, plan, released)
     if table is None:
         return np.empty(0, np.int64), {}
     asked = evidence.config.policy

@@ -10,9 +10,7 @@ audit that is done is not made again, so a killed comparison goes on.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -211,8 +209,7 @@ def _values(method: str) -> dict[str, Any]:
 def settings(order: Order, method: str) -> configs.ReleaseConfig:
     """The release's config of a method. Raises ConfigError."""
     shared: dict[str, Any] = {
-        "input.path": str(order.output / "photos.csv"),
-        "input.subject_column": "person",
+        "input.path": str(order.output / "photos"),
         "workspace.path": str(order.output / "workspace"),
         "release.path": str(order.output / method.replace(":", "-")),
         "detect.models": order.models,
@@ -237,6 +234,20 @@ def chosen(order: Order) -> list[inputs.Photo]:
     return [photo for name in sorted(drawn) for photo in by[name][: order.photos]]
 
 
+def _gather(photos: Sequence[inputs.Photo], folder: Path) -> None:
+    """The photos as a folder of their own, for its owner's eyes alone: a release reads the whole of its input."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    wanted = {f"{photo.subject}/{Path(photo.path).name}": photo for photo in photos}
+    if strange := [str(p.relative_to(folder)) for p in folder.glob("*/*") if str(p.relative_to(folder)) not in wanted]:
+        raise ConfigError(f"--output: {folder} holds {strange[0]}, which is not compared now; give another folder")
+    for name, photo in wanted.items():
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            Folder(str(folder)).write(
+                Folder(str(Path(photo.path).parent)).read(Path(photo.path).name), *name.split("/")
+            )
+
+
 def methods(order: Order, progress: Progress) -> dict[str, Any]:
     """Release, attack, compare. Returns the rows of each method, and what was asked."""
     # Networks are loaded by what runs, not by who asks for a table.
@@ -247,11 +258,7 @@ def methods(order: Order, progress: Progress) -> dict[str, Any]:
     prepared = {method: settings(order, method) for method in order.methods}
     order.output.mkdir(parents=True, exist_ok=True)
     photos = chosen(order)
-    listed = io.StringIO()
-    writer = csv.writer(listed)
-    writer.writerow(["path", "person"])
-    writer.writerows([str(Path(photo.path).resolve()), photo.subject] for photo in photos)
-    (order.output / "photos.csv").write_text(listed.getvalue())
+    _gather(photos, order.output / "photos")
     found: dict[str, Any] = {}
     for method, config in prepared.items():
         progress.say(f"compare: {method}")

@@ -318,7 +318,7 @@ def _classes(config: ReleaseConfig, plan: planning.Plan, failures: list[str]) ->
     if plan.classes == 0:
         failures += [f"{config.method.name} forms no classes"] if config.policy.k else []
         return {"classes": 0, **none, "epsilon": spent}
-    table, limits = _histogram(config, plan, plan.kept), planning.asked(config.policy)
+    table, limits = crowded(config, plan, plan.kept), planning.asked(config.policy)
     failures += [
         f"{r.name} is {r.found:.4g} where {r.asked:.4g} is asked"
         for r in judge(table, limits, epsilon=spent).requirements
@@ -329,7 +329,7 @@ def _classes(config: ReleaseConfig, plan: planning.Plan, failures: list[str]) ->
     if config.policy.sensitive:
         least = replace(limits, l=limits.l or Diversity("entropy", 1.0), t=limits.t or Closeness(1.0, "hamming"))
     measured = judge(table, _only_values(least)).requirements
-    images = _histogram(config, plan, np.repeat(plan.kept, plan.images[plan.kept]))
+    images = crowded(config, plan, np.repeat(plan.kept, plan.images[plan.kept]))
     l_found = [r.found for r in measured if r.name.startswith("l ")]
     t_found = [r.found for r in measured if r.name.startswith("t ")]
     recursive = limits.l is not None and limits.l.kind == "recursive"

@@ -165,8 +165,8 @@ def audit(
     people = np.unique(plan.subject_id[rows].astype(str))
     # k, l and t are of the people who are released, with the values of all their photos; what an adversary gains from
     # photo counts is of the images that are, which may be more or fewer of each.
-    table = _histogram(config, plan, plan.kept[np.isin(plan.subject_id[plan.kept].astype(str), people)])
-    shown = _histogram(config, plan, rows)
+    table = crowded(config, plan, plan.kept[np.isin(plan.subject_id[plan.kept].astype(str), people)])
+    shown = crowded(config, plan, rows)
     requirements = _requirements(
         config,
         table,
@@ -364,21 +364,23 @@ def _rendering(config: ReleaseConfig, plan: Plan) -> dict[str, Any] | None:
     }
 
 
-def _histogram(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram | None:
-    """Rows of the plan in their classes with the originals' sensitive values; None where nothing forms classes.
+def crowds(plan: Plan, rows: np.ndarray) -> np.ndarray:
+    """The class of each of these rows, as it is released: (m,) int. A class whose faces are released with different
+    attributes is as many classes as these make of it."""
+    told = {name: pa.array(values[rows], pa.string()).fill_null("") for name, values in plan.released.items()}
+    if not told or not len(rows):
+        return plan.class_id[rows]
+    return equivalence_classes({**told, "": pa.array(plan.class_id[rows])}).ids
 
-    A class whose faces are released with different attributes is as many classes as these make of it.
-    """
+
+def crowded(config: ReleaseConfig, plan: Plan, rows: np.ndarray) -> Histogram | None:
+    """Rows of the plan in their classes with the originals' sensitive values; None where nothing forms classes."""
     if plan.classes == 0:
         return None
-    told = {name: pa.array(values[rows], pa.string()).fill_null("") for name, values in plan.released.items()}
-    crowd = plan.class_id[rows]
-    if told and len(rows):
-        crowd = equivalence_classes({**told, "": pa.array(crowd)}).ids
     sensitive = {name: plan.originals[name][rows].tolist() for name in config.policy.sensitive}
     return histogram(
         plan.subject_id[rows].astype(str),
-        class_ids=crowd,
+        class_ids=crowds(plan, rows),
         sensitive=pa.table(sensitive) if sensitive else None,
     )
 

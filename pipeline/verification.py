@@ -25,7 +25,7 @@ import numpy as np
 
 import facecrowd.privacy.verdict as verdicts
 from facecrowd.pipeline.attributes import truth
-from facecrowd.pipeline.audit import _histogram as histogram_of
+from facecrowd.pipeline.audit import crowded, crowds
 from facecrowd.pipeline.config import ReleaseConfig, Verify
 from facecrowd.pipeline.plan import NO_CLASS, SUPPRESSED, Plan, asked
 from facecrowd.pipeline.presets import predictable
@@ -211,14 +211,14 @@ def broken(config: ReleaseConfig, plan: Plan) -> np.ndarray:
     """Rows of the plan whose class no longer meets k, l and t, once others were left out: (m,)."""
     gone: list[np.ndarray] = []
     rows = plan.kept
-    while len(rows) and (table := histogram_of(config, plan, rows)) is not None:
+    while len(rows) and (table := crowded(config, plan, rows)) is not None:
         unmet = [r for r in verdicts.judge(table, asked(config.policy)).requirements if not r.met]
         worst = {r.worst_class.index for r in unmet if r.worst_class is not None}
         if not worst:
             break
-        classes = np.unique(plan.class_id[rows])
-        small = table.subjects < (config.policy.k or 1)
-        out = np.isin(plan.class_id[rows], classes[small] if small.any() else classes[sorted(worst)])
+        own = crowds(plan, rows)
+        classes, small = np.unique(own), table.subjects < (config.policy.k or 1)
+        out = np.isin(own, classes[small] if small.any() else classes[sorted(worst)])
         gone.append(rows[out])
         rows = rows[~out]
     return np.concatenate(gone) if gone else np.empty(0, np.int64)
