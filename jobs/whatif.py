@@ -22,7 +22,7 @@ import pyarrow as pa
 from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline import publish
-from facecrowd.pipeline.audit import left_out
+from facecrowd.pipeline.audit import crowded, left_out
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, PolicyError, ReleaseError
 from facecrowd.pipeline.progress import Progress
@@ -33,7 +33,6 @@ from facecrowd.pipeline.subjects import subject_means
 from facecrowd.privacy.anonymity import effective_k
 from facecrowd.privacy.assessment import C_GRID, K_GRID, L_GRID, T_GRID
 from facecrowd.privacy.attributes import ANY
-from facecrowd.privacy.classes import Histogram, histogram
 from facecrowd.privacy.disclosure import of_subjects
 from facecrowd.privacy.errors import PrivacyError
 from facecrowd.privacy.measure import figure
@@ -319,6 +318,7 @@ def _classes(config: ReleaseConfig, plan: planning.Plan, failures: list[str]) ->
         failures += [f"{config.method.name} forms no classes"] if config.policy.k else []
         return {"classes": 0, **none, "epsilon": spent}
     table, limits = crowded(config, plan, plan.kept), planning.asked(config.policy)
+    assert table is not None
     failures += [
         f"{r.name} is {r.found:.4g} where {r.asked:.4g} is asked"
         for r in judge(table, limits, epsilon=spent).requirements
@@ -330,6 +330,7 @@ def _classes(config: ReleaseConfig, plan: planning.Plan, failures: list[str]) ->
         least = replace(limits, l=limits.l or Diversity("entropy", 1.0), t=limits.t or Closeness(1.0, "hamming"))
     measured = judge(table, _only_values(least)).requirements
     images = crowded(config, plan, np.repeat(plan.kept, plan.images[plan.kept]))
+    assert images is not None
     l_found = [r.found for r in measured if r.name.startswith("l ")]
     t_found = [r.found for r in measured if r.name.startswith("t ")]
     recursive = limits.l is not None and limits.l.kind == "recursive"
@@ -345,12 +346,6 @@ def _classes(config: ReleaseConfig, plan: planning.Plan, failures: list[str]) ->
 
 def _only_values(policy: Policy) -> Policy:
     return replace(policy, k=None, epsilon=None, max_suppression=None)
-
-
-def _histogram(config: ReleaseConfig, plan: planning.Plan, rows: np.ndarray) -> Histogram:
-    sensitive = {name: plan.originals[name][rows].tolist() for name in config.policy.sensitive}
-    who = plan.subject_id[rows].astype(str)
-    return histogram(who, class_ids=plan.class_id[rows], sensitive=pa.table(sensitive) if sensitive else None)
 
 
 def _pictures(config: ReleaseConfig, plan: planning.Plan) -> int:
