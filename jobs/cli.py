@@ -1179,6 +1179,25 @@ def bench_table(
     _write_json(json_file, figures)
 
 
+@bench_app.command(
+    "recognition", epilog="Example: `facecrowd bench recognition --probes 20000 --subjects 10000 --json figures.json`"
+)
+@speaking
+def bench_recognition(
+    probes: Annotated[int, typer.Option(min=1000, help="Faces to name.")] = 1_000_000,
+    subjects: Annotated[int, typer.Option(min=100, help="People in the gallery.")] = 100_000,
+    photos: Annotated[int, typer.Option(min=1, help="Gallery faces of each.")] = 1,
+    dim: Annotated[int, typer.Option(min=8, help="Of the embeddings.")] = 512,
+    json_file: JsonFile = None,
+) -> None:
+    """Seconds and memory of rank 1, TAR and TPIR of generated embeddings, beside the products they cannot do without."""
+    from facecrowd.jobs import bench_recognition as recognition
+
+    figures = recognition.bench_recognition(recognition.Size(probes, subjects, photos, dim))
+    recognition.show(figures)
+    _write_json(json_file, figures)
+
+
 def _write_json(file: Path | None, figures: Any) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
