@@ -1190,7 +1190,7 @@ def bench_recognition(
     dim: Annotated[int, typer.Option(min=8, help="Of the embeddings.")] = 512,
     json_file: JsonFile = None,
 ) -> None:
-    """Seconds and memory of rank 1, TAR and TPIR of generated embeddings, beside the products they cannot do without."""
+    """Seconds and memory of rank 1, TAR and TPIR of generated embeddings, beside the products that they take."""
     from facecrowd.jobs import bench_recognition as recognition
 
     figures = recognition.bench_recognition(recognition.Size(probes, subjects, photos, dim))
