@@ -15,6 +15,7 @@ from skimage import metrics
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as torchmetrics_ms_ssim
 from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from facecrowd.stages import quality
 from facecrowd.stages.quality import InceptionFeatures, Quality, fid, frechet, ms_ssim, ms_ssim_window, psnr, ssim
@@ -152,6 +153,28 @@ def test_fid_is_exact_with_fewer_pictures_than_features() -> None:
     overlap = np.linalg.svd(x @ y.T, compute_uv=False).sum()
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * overlap
     assert fid(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+class Given(torch.nn.Module):
+    """In the network's place: what is given are the features."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+@pytest.mark.parametrize("pictures", [200, 20])
+def test_fid_equals_torchmetrics_on_the_same_features(pictures: int) -> None:
+    draws = np.random.default_rng(7)
+    mix = draws.normal(0, 1, (32, 32))
+    a, b = draws.normal(0, 1, (pictures, 32)) @ mix, 0.5 + 1.5 * draws.normal(0, 1, (pictures + 5, 32)) @ mix
+    theirs = FrechetInceptionDistance(feature=Given(32)).set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(a), real=True)
+    theirs.update(torch.from_numpy(b), real=False)
+    assert fid(a, b) == pytest.approx(float(theirs.compute()), rel=1e-4)
 
 
 def test_fid_of_one_picture_is_refused() -> None:
