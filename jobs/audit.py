@@ -123,13 +123,83 @@ def audit_release(
 
     Raises ReleaseError when the folder is no whole release, ConfigError when the workspace did not make it.
     """
-    release = Folder(url)
+    release, order = Folder(url), order or Order()
+    rows, listed, expected, hits = _checked(release)
+    report, evidence = read_audit(release), None
+    found = Measured((), attackers.CURVES.empty_table())
+    if workspace is None:
+        origin = "recorded when the release was made; give --workspace to measure again"
+    else:
+        evidence = Evidence(url, workspace)
+        report = _again(evidence, len(rows), progress)
+        hits += _traces(evidence, release, expected, rows)
+        origin = "measured again, on the pixels of the released files"
+        if order.depth != "checks":
+            found = measure(evidence, order, report, progress)
+    lines = [f"{len(rows)} images, {listed} files: all as published", f"figures: {origin}"]
+    if (times := leaks.times(release, expected)) > 1:
+        lines.append(f"note: {times} different modification times among the files, as a copy may have")
+    with whole(url):
+        return _stated(report, hits, found, evidence, _Faces(release, rows, evidence), order, lines)
+
+
+def audit_snapshot(
+    workspace: str, snapshot: int, progress: Progress, order: Order | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Audit what a snapshot of the workspace's tables says was published, wherever the release is now.
+
+    The images are those that the workspace keeps; there is no folder to be scanned for leaks.
+
+    Raises ConfigError for a snapshot that there is not.
+    """
+    order = order or Order()
+    evidence = Evidence(None, workspace, snapshot)
+    images = {row["name"]: row for row in evidence.links}
+    report = _again(evidence, len(images), progress)
+    found = Measured((), attackers.CURVES.empty_table())
+    if order.depth != "checks":
+        found = measure(evidence, order, report, progress)
+    lines = [f"snapshot {snapshot}: {len(images)} images, as the workspace keeps them; no folder was scanned for leaks"]
+    return _stated(report, [], found, evidence, _Faces(None, [], evidence), order, lines)
+
+
+def _stated(
+    report: dict[str, Any],
+    hits: Sequence[leaks.Leak],
+    found: Measured,
+    evidence: Evidence | None,
+    faces: _Faces,
+    order: Order,
+    lines: list[str],
+) -> tuple[dict[str, Any], list[str]]:
+    """The whole report, written where that is asked for, and its lines."""
+    report["leaks"] = [asdict(hit) for hit in hits]
+    report["met"] = report["met"] and not hits
+    lines += summary.verdict_lines(report)
+    if order == Order():
+        return report, lines
+    report |= {"schema": SCHEMA, "figures": [one.as_dict() for one in found.figures]}
+    report["not_measured"] = _not_measured(found.figures, evidence, order)
+    if faces.release is None:
+        report["not_measured"].append({"what": "leak scan", "why": "a snapshot has no folder; audit the release"})
+    lines += told(found.figures)
+    if order.output is not None:
+        write(Folder(order.output), report, found, evidence, faces, order)
+        lines.append(f"report: {Folder(order.output).at('report.html')}")
+    return report, lines
+
+
+def _checked(release: Folder) -> tuple[list[dict[str, Any]], int, set[str], list[leaks.Leak]]:
+    """The rows of a release's manifest, how many files its card lists, the files it should hold, and what they leak.
+
+    Raises ReleaseError where it is no whole release, or was changed.
+    """
+    url = release.url
     if not release.exists(publish.CARD):
         raise ReleaseError(
             f"release {url}: no {publish.CARD} in it, so this is no release, or one that was not finished"
         )
-    card = release.read(publish.CARD)
-    listed = _listed(card, url)
+    listed = _listed(release.read(publish.CARD), url)
     for name in (publish.MANIFEST, publish.AUDIT):
         if name not in listed:
             raise ReleaseError(f"release {url}: {publish.CARD} lists no {name}, so this is no whole release")
@@ -145,33 +215,7 @@ def audit_release(
         raise ReleaseError(f"release {url}: an image of the manifest is missing: {error.filename or error}") from None
     expected = {*listed, publish.CARD, *(row["file"] for row in rows)}
     hits = leaks.scan(release, publish.read_images(release, rows), expected, timestamps=False)
-    report, order = read_audit(release), order or Order()
-    evidence, found = None, Measured((), attackers.CURVES.empty_table())
-    if workspace is None:
-        origin = "recorded when the release was made; give --workspace to measure again"
-    else:
-        evidence = Evidence(url, workspace)
-        report = _again(evidence, len(rows), progress)
-        hits += _traces(evidence, expected, rows)
-        origin = "measured again, on the pixels of the released files"
-        if order.depth != "checks":
-            found = measure(evidence, order, report, progress)
-    report["leaks"] = [asdict(hit) for hit in hits]
-    report["met"] = report["met"] and not hits
-    lines = [f"{len(rows)} images, {len(listed)} files: all as published", f"figures: {origin}"]
-    if (times := leaks.times(release, expected)) > 1:
-        lines.append(f"note: {times} different modification times among the files, as a copy may have")
-    with whole(url):
-        lines += summary.verdict_lines(report)
-    if order == Order():
-        return report, lines
-    report |= {"schema": SCHEMA, "figures": [one.as_dict() for one in found.figures]}
-    report["not_measured"] = _not_measured(found.figures, evidence, order)
-    lines += told(found.figures)
-    if order.output is not None:
-        write(Folder(order.output), release, report, found, evidence, rows, order)
-        lines.append(f"report: {Folder(order.output).at('report.html')}")
-    return report, lines
+    return rows, len(listed), expected, hits
 
 
 def _manifest(release: Folder) -> list[dict[str, Any]]:
@@ -210,7 +254,7 @@ def _broken(release: Folder, listed: dict[str, str]) -> list[str]:
 def _again(evidence: Evidence, images: int, progress: Progress) -> dict[str, Any]:
     record, workspace, config, planned = evidence.record, evidence.workspace, evidence.config, evidence.plan
     judged = workspace.parts(JUDGED, fingerprint("audit", VERSION, evidence.card))
-    source = steps.ReleasedSource(evidence.release, evidence.link, evidence.faces)
+    source = steps.ReleasedSource(evidence.images, evidence.link, evidence.faces)
     predictors = recorded_predictors(record, workspace)
     judge = _same_judge(predictors.judge, config.detect.models)
     judging = steps.judges if config.output == "crop" else steps.judge_photo_stages
@@ -255,14 +299,14 @@ def _verified(
     return replace(record.verified, rounds=(*record.verified.rounds, tuple(one.as_dict() for one in found)))
 
 
-def _traces(evidence: Evidence, expected: set[str], rows: list[dict[str, Any]]) -> list[leaks.Leak]:
+def _traces(evidence: Evidence, release: Folder, expected: set[str], rows: list[dict[str, Any]]) -> list[leaks.Leak]:
     """What the release shows of its source, which takes the workspace to see."""
     record, workspace = evidence.record, evidence.workspace
     known = traces.Known.read(workspace, record.runs, record.parts)
     table = pa.Table.from_pylist(rows)
-    images = publish.read_images(evidence.release, rows)
+    images = publish.read_images(release, rows)
     originals = traces.crops(workspace, record.runs, record.parts)
-    return traces.scan(evidence.release, table, images, expected, known, evidence.config, originals)
+    return traces.scan(release, table, images, expected, known, evidence.config, originals)
 
 
 def _same_judge(judge: attributes.Predictor | None, folder: str | None) -> str | None:
@@ -501,13 +545,7 @@ def told(figures: Sequence[Figure]) -> list[str]:
 
 
 def write(
-    folder: Folder,
-    release: Folder,
-    report: dict[str, Any],
-    found: Measured,
-    evidence: Evidence | None,
-    rows: list[dict[str, Any]],
-    order: Order,
+    folder: Folder, report: dict[str, Any], found: Measured, evidence: Evidence | None, faces: _Faces, order: Order
 ) -> None:
     """The report's files, the page last."""
     classes, t = _classes(evidence)
@@ -516,7 +554,7 @@ def write(
     folder.write(to_parquet(to_table(found.figures)), "figures.parquet")
     folder.write(to_parquet(found.curves), "curves.parquet")
     folder.write(to_parquet(crowds), "classes.parquet")
-    sheet, originals = _sheet(release, evidence, rows, order)
+    sheet, originals = faces.some(order.originals)
     extra = page.Page(
         sizes=classes if len(classes) else None,
         t=t,
@@ -547,16 +585,24 @@ def _classes(evidence: Evidence | None) -> tuple[np.ndarray, dict[str, np.ndarra
     return table.subjects, distances
 
 
-def _sheet(
-    release: Folder, evidence: Evidence | None, rows: list[dict[str, Any]], order: Order
-) -> tuple[list[bytes], list[bytes] | None]:
-    """Some released faces, drawn by their random names, and where it is asked for their originals."""
-    if evidence is None:
-        picks = np.random.default_rng(0).permutation(len(rows))[:SHEET]
-        return [data for _, data in publish.read_images(release, [rows[i] for i in picks])], None
-    drawn = np.random.default_rng(0).permutation(len(evidence))[:SHEET]
-    sheet = evidence.released(drawn)
-    return sheet, evidence.originals(evidence.row[drawn]) if order.originals else None
+@dataclass(frozen=True)
+class _Faces:
+    """Where released faces are to be had for the page: rows of a release's manifest, or the evidence."""
+
+    release: Folder | None
+    rows: list[dict[str, Any]]
+    evidence: Evidence | None
+
+    def some(self, originals: bool) -> tuple[list[bytes], list[bytes] | None]:
+        """Some released faces, drawn by their random names, and where it is asked for their originals."""
+        rng = np.random.default_rng(0)
+        if self.evidence is not None:
+            drawn = rng.permutation(len(self.evidence))[:SHEET]
+            sheet = self.evidence.released(drawn)
+            return sheet, self.evidence.originals(self.evidence.row[drawn]) if originals else None
+        assert self.release is not None
+        drawn = rng.permutation(len(self.rows))[:SHEET]
+        return [data for _, data in publish.read_images(self.release, [self.rows[i] for i in drawn])], None
 
 
 def _baseline(url: str) -> list[tuple[str, float, float]]:

@@ -355,6 +355,10 @@ def audit(
     with_originals: Annotated[
         bool, typer.Option("--with-originals", help="Show originals in the page, which then is private.")
     ] = False,
+    snapshot: Annotated[
+        int | None,
+        typer.Option(help="Instead of a RELEASE: what this snapshot of the workspace's table link says was published."),
+    ] = None,
     baselines: Annotated[
         list[str] | None, typer.Option(help="Folder of another release's audit, to stand beside this one's.")
     ] = None,
@@ -375,10 +379,10 @@ def audit(
     Without --workspace this proves integrity, not origin: the files are those that the release's card lists, and the
     figures are the ones it came with. With it they are measured again, and the release is attacked.
     """
-    if (release is None) == (table is None):
-        raise configs.ConfigError("audit checks either a RELEASE or a --table; give one of the two")
-    if release is not None:
-        from facecrowd.jobs.audit import Order, audit_release
+    if [release, table, snapshot].count(None) != 2:
+        raise configs.ConfigError("audit checks a RELEASE, a --snapshot or a --table; give one of them")
+    if table is None:
+        from facecrowd.jobs.audit import Order, audit_release, audit_snapshot
 
         about_tables = {
             "policy": policy,
@@ -390,9 +394,15 @@ def audit(
         }
         given = [name for name, value in about_tables.items() if value is not None] + ["curve"] * curve
         if given:
-            raise configs.ConfigError(f"--{given[0].replace('_', '-')} is about a --table, and a RELEASE was given")
-        order = Order.read(release, output, depth, recognisers, groups, with_originals, baselines or [])
-        report, lines = audit_release(release, workspace, Progress(quiet), order)
+            raise configs.ConfigError(f"--{given[0].replace('_', '-')} is about a --table, and none was given")
+        name = release if release is not None else f"snapshot-{snapshot}"
+        order = Order.read(name, output, depth, recognisers, groups, with_originals, baselines or [])
+        if release is not None:
+            report, lines = audit_release(release, workspace, Progress(quiet), order)
+        elif snapshot is None or workspace is None:
+            raise configs.ConfigError("--snapshot needs the --workspace whose table it is of")
+        else:
+            report, lines = audit_snapshot(workspace, snapshot, Progress(quiet), order)
     else:
         from facecrowd.jobs.table import audit_table
 

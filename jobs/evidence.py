@@ -16,9 +16,10 @@ import numpy as np
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline import publish, ray_data, steps
 from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Record, predictions, recorded_predictors
-from facecrowd.pipeline.schema import FACES, LINK, PLAN
+from facecrowd.pipeline.schema import FACES, LINK, PLAN, RENDERED, RENDERED_PHOTOS
 from facecrowd.pipeline.storage import Folder, Parts, Workspace
 from facecrowd.pipeline.witnesses import Seen, look
 from facecrowd.stages import align, models
@@ -42,12 +43,22 @@ class Evidence:
     these among the originals; subject : (N,) str, "" for faces without a person; plan : of the originals
     """
 
-    def __init__(self, url: str, workspace: str) -> None:
-        """Raises ConfigError where the workspace did not make the release."""
-        self.release, self.workspace = Folder(url), Workspace(workspace)
+    def __init__(self, url: str | None, workspace: str, snapshot: int | None = None) -> None:
+        """
+        url : the release's folder; None for what a snapshot of the workspace's tables says was published
+        snapshot : of the Iceberg table ``link``, where ``url`` is None
+
+        Raises ConfigError where the workspace did not make the release, or has no such snapshot.
+        """
+        self.workspace = Workspace(workspace)
         self.key: RunKey = self.workspace.key()
-        self.card = hashlib.sha256(self.release.read(publish.CARD)).hexdigest()
-        self.record = Record.of(self.workspace.folder, self.card)
+        if url is not None:
+            self.record = Record.of(self.workspace.folder, hashlib.sha256(Folder(url).read(publish.CARD)).hexdigest())
+        else:
+            self.record = self._recorded(snapshot)
+        photos = None if self.config.output == "crop" else self._of(RENDERED_PHOTOS, "rendered")
+        kept = steps.Kept(self._of(RENDERED, "rendered"), photos)
+        self.images = kept if url is None else steps.Published(Folder(url))
         self.link, self.faces = self._of(LINK, "release"), self._of(FACES, "faces")
         self.plan = planning.load(
             self.config,
@@ -64,6 +75,23 @@ class Evidence:
         self.face_id = np.array([row["face_id"] for row in self.links], dtype=object)
         self.row = np.array([position[face] for face in self.face_id], dtype=np.int64)
         self.subject = np.array(["" if who is None else str(who) for who in self.plan.subject_id], dtype=str)
+
+    def _recorded(self, snapshot: int | None) -> Record:
+        runs = self.workspace.snapshots(LINK)
+        if snapshot not in runs:
+            there = ", ".join(map(str, runs)) or "none"
+            raise ConfigError(f"--snapshot {snapshot}: not one of the table link in this workspace, which are: {there}")
+        folder = self.workspace.folder
+        for name in folder.child("releases").names():
+            record = Record.read(folder, f"releases/{name}")
+            if record.runs["release"] == runs[snapshot] and record.card:
+                return record
+        raise ConfigError(f"--snapshot {snapshot}: the release that it was committed for was never finished")
+
+    @property
+    def card(self) -> str:
+        """SHA-256 of the release's card."""
+        return self.record.card
 
     def _of(self, manifest: Any, run: str) -> Parts:
         return self.workspace.parts(manifest, self.record.runs[run])
@@ -86,8 +114,7 @@ class Evidence:
     def released(self, which: Sequence[int] | np.ndarray) -> list[bytes]:
         """JPEG bytes of released faces, as they lie in the release; of photos, cut where the original lay."""
         positions = [int(i) for i in which]
-        rows = {(self.links[i]["name"], self.links[i]["file"]): self.links[i] for i in positions}
-        images = dict(publish.read_images(self.release, sorted(rows.values(), key=lambda row: str(row["file"]))))
+        images = self.images([self.links[i] for i in positions])
         found = [images[self.links[i]["name"]] for i in positions]
         if self.config.output == "crop":
             return found
@@ -170,7 +197,7 @@ class Evidence:
                 ray_data.run(step, missing, progress)
 
         column = "image" if self.config.output == "crop" else "photo"
-        released = steps.ReleasedSource(self.release, self.link, self.faces)
+        released = steps.ReleasedSource(self.images, self.link, self.faces)
         detect, count = self.config.detect, len(self.link.done())
         after = look(self.workspace, ("released", self.card), released, column, count, detect, recognisers, work)
         originals, run = steps.OriginalSource(self.faces), ("originals", self.record.runs["faces"])

@@ -876,17 +876,50 @@ class LookSink:
 
 
 @dataclass(frozen=True)
-class ReleasedSource:
-    """The faces of a published release, from its files, by the private link."""
+class Published:
+    """The images of a release as they lie in its folder, by name; asked for by rows of the link."""
 
     release: Folder
+
+    def __call__(self, links: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+        shown = {(row["name"], row["file"]): row for row in links}
+        return dict(read_images(self.release, sorted(shown.values(), key=lambda row: str(row["file"]))))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The same images as the workspace keeps them: the faces, or in photo output the photos, that were published."""
+
+    rendered: Parts
+    rendered_photos: Parts | None
+
+    def __call__(self, links: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+        out: dict[str, bytes] = {}
+        for part in sorted({row["part"] for row in links}):
+            own = [row for row in links if row["part"] == part]
+            if self.rendered_photos is not None:
+                table = self.rendered_photos.read(part, ["photo", "image"])
+                image_of = dict(zip(table["photo"].to_pylist(), table["image"].to_pylist(), strict=True))
+                out |= {row["name"]: image_of[row["photo"]] for row in own}
+                continue
+            rows = sorted({row["row"] for row in own})
+            images = self.rendered.read_rows(part, rows, ["image"])["image"].to_pylist()
+            at = dict(zip(rows, images, strict=True))
+            out |= {row["name"]: at[row["row"]] for row in own}
+        return out
+
+
+@dataclass(frozen=True)
+class ReleasedSource:
+    """The faces of a published release, by the private link; ``images``: ``Published`` or ``Kept``."""
+
+    images: Published | Kept
     link: Parts
     faces: Parts
 
     def __call__(self, part: int) -> Batch:
         link = self.link.read(part)
-        shown = {(row["name"], row["file"]): row for row in link.select(["name", "file"]).to_pylist()}
-        image_of = dict(read_images(self.release, list(shown.values())))
+        image_of = self.images(link.select(["name", "file", "photo", "part", "row"]).to_pylist())
         landmarks = np.full((len(link), 10), np.nan, np.float32)
         parts = link["part"].to_numpy()
         for source in np.unique(parts):

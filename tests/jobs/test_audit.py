@@ -17,11 +17,17 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from facecrowd.jobs import attackers
 from facecrowd.jobs import audit as audits
 from facecrowd.jobs.cli import app
+from facecrowd.jobs.figures import Figure
 from facecrowd.pipeline import ray_data
+from facecrowd.pipeline.errors import ConfigError
+from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.publish import MODIFIED
 from facecrowd.pipeline.release import Execute, Outcome
+from facecrowd.pipeline.schema import LINK
+from facecrowd.pipeline.storage import Workspace
 from facecrowd.stages import models
 
 Tree = Callable[[Path | str], dict[str, bytes]]
@@ -304,3 +310,99 @@ def test_the_figures_are_the_lines(release: Path, tmp_path: Path) -> None:
     result = audit(release, "--json", tmp_path / "audit.json")
     assert json.loads((tmp_path / "audit.json").read_text()) == report
     assert result.stdout.splitlines() == lines
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+@pytest.fixture
+def owned(released: Outcome, release: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A release and its workspace, both copies."""
+    return release, Path(shutil.copytree(released.workspace.root, tmp_path / "workspace"))
+
+
+def look_alike(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sections that say a word each; which of them were measured."""
+    seen: list[str] = []
+
+    def section(name: str) -> Callable[..., Any]:
+        def measured(self: Any) -> Any:
+            seen.append(name)
+            found = [Figure("identity" if name == "trained" else name, "rank1", "us", value=0.25, chance=0.1)]  # type: ignore[arg-type]
+            return (found, attackers.CURVES.empty_table()) if name == "trained" else found
+
+        return measured
+
+    for name in audits.SECTIONS:
+        monkeypatch.setattr(audits._Sections, name, section(name))
+    return seen
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_an_audit_writes_its_page_its_figures_and_its_tables(
+    owned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_alike(monkeypatch)
+    release, workspace = owned
+    report, _ = audits.audit_release(
+        str(release), str(workspace), Progress(quiet=True), audits.Order(str(tmp_path / "audit"), "quick")
+    )
+    written = tmp_path / "audit"
+    assert sorted(path.name for path in written.iterdir()) == sorted(audits.FILES)
+    assert json.loads((written / "audit.json").read_text()) == json.loads(json.dumps(report))
+    assert report["schema"] == audits.SCHEMA
+    rows = pq.read_table(written / "figures.parquet").to_pylist()
+    assert rows == report["figures"]
+    assert len(rows) == len(audits.SECTIONS)
+    sizes = pq.read_table(written / "classes.parquet")["subjects"].to_pylist()
+    assert min(sizes) == report["classes"]["smallest"]
+    assert sum(sizes) == report["counts"]["subjects_released"]
+    assert "<html" in (written / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_what_was_measured_is_not_measured_again(owned: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    release, workspace = owned
+    seen = look_alike(monkeypatch)
+    ask = (str(release), str(workspace), Progress(quiet=True))
+    first, _ = audits.audit_release(*ask, audits.Order(depth="quick"))
+    assert seen == list(audits.SECTIONS)
+    again, _ = audits.audit_release(*ask, audits.Order(depth="quick"))
+    assert seen == list(audits.SECTIONS)
+    assert again["figures"] == first["figures"]
+    audits.audit_release(*ask, audits.Order(depth="full"))
+    assert seen == [*audits.SECTIONS, "trained"]
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_snapshot_is_audited_wherever_its_release_is_now(owned: tuple[Path, Path]) -> None:
+    release, workspace = owned
+    before, _ = audits.audit_release(str(release), str(workspace), Progress(quiet=True))
+    shutil.rmtree(release)
+    (snapshot,) = Workspace(str(workspace)).snapshots(LINK)
+    found, lines = audits.audit_snapshot(str(workspace), snapshot, Progress(quiet=True))
+    assert found == before
+    assert "no folder was scanned" in lines[0]
+    with pytest.raises(ConfigError, match=f"which are: {snapshot}"):
+        audits.audit_snapshot(str(workspace), 7, Progress(quiet=True))
+
+
+def test_without_the_workspace_the_page_says_what_was_not_measured(release: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["audit", str(release), "--quiet"])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads((Path(f"{release}-audit") / "audit.json").read_text())
+    assert {row["what"] for row in report["not_measured"]} == set(audits.SECTIONS)
+    assert report["figures"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--depth", "deep"], "--depth deep: none of checks, quick, full, paper"),
+        (["--groups", "Mael"], "--groups: Mael is no attribute"),
+        (["--snapshot", "1"], "give one of them"),
+    ],
+)
+def test_an_audit_without_sense_is_refused(release: Path, arguments: list[str], why: str) -> None:
+    result = CliRunner().invoke(app, ["audit", str(release), *arguments])
+    assert (result.exit_code, why in result.stderr) == (2, True), result.stderr
