@@ -315,6 +315,7 @@ def test_leaks_are_listed_and_none_is_said_only_where_somebody_looked() -> None:
     assert "metadata where images/a.jpg what EXIF: GPSInfo" in html_text(write({"leaks": [leak]}, [], Page()))
     assert "and 50 more" in html_text(write({"leaks": [leak] * 150}, [], Page())).lower()
     assert "None: the scan" in html_text(write({"leaks": []}, [], Page()))
+    assert section(write({}, [], Page()), "leaks") == "Leaks found Not measured."
 
 
 def test_how_to_measure_again_names_commands_versions_seed_snapshot_and_models(html: str) -> None:
