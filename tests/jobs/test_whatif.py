@@ -49,7 +49,7 @@ def tables(people: int = PEOPLE, seed: int = 0, faceless: int = 0) -> tuple[pa.T
             "Chubby": str(int(i % 4 == 0)),
             "Bald": str(int(i in (5, 20, 33))),
         }
-        for j in range(1 + i % 3):
+        for j in range(1 + i // 3 % 3):
             photo, found = f"p{i:03d}/{j}", i < people - faceless
             photos["photo"].append(photo)
             photos["subject"].append(f"p{i:03d}")
@@ -272,6 +272,12 @@ def test_people_without_a_usable_face_count_as_left_out(tmp_path: Path) -> None:
     assert own["left_out"] == pytest.approx(6 / PEOPLE)
     assert own["reached"]
     assert own["people"] == PEOPLE - 6
+
+
+def test_people_without_a_usable_face_leave_fewer_to_be_left_out_by_a_plan(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"method.name": "translation", "method.planner": "mondrian", "policy.k": 6}
+    (own, *_) = Made(tmp_path, 6, **changes | {"policy.max_suppression": 6 / PEOPLE}).whatif(k="6")
+    assert (own["people"], own["reached"]) == (PEOPLE - 6, True)
 
 
 def test_a_method_without_classes_has_its_own_row_alone(tmp_path: Path) -> None:
