@@ -714,14 +714,16 @@ def _finding(name: str, ordered: Sequence[Figure], rates: bool) -> str:
             f"with {_written(last, word)}."
         )
     out = f"{name} is largest for {_who(worst)}: {_written(worst, word)}"
-    if worst.chance and worst.value is not None:
-        out += f", {plain(round(worst.value / worst.chance, 1))} times chance ({word(worst.chance)})"
+    if worst.chance and worst.value is not None and rates and worst.value >= 1.5 * worst.chance:
+        out += f", {worst.value / worst.chance:.3g} times chance ({word(worst.chance)})"
+    elif worst.chance is not None:
+        out += f", where chance is {word(worst.chance)}"
     compared = [f for f in ordered if _against(f)]
     above = sum(_against(f) == "exceeded" for f in compared)
     if len(compared) > 1:
         out += f". In {above} of {len(compared)} cases the whole interval lies above chance"
     elif compared:
-        out += f". The whole interval lies {'above' if above else 'not above'} chance"
+        out += ". The whole interval lies above chance" if above else ". The interval does not lie above chance"
     return out + "."
 
 
@@ -786,7 +788,7 @@ def _attributes_shown(report: Mapping[str, Any], keys: Iterable[str]) -> Chart |
         f"{percent(worst['released_agreement'])} of the distinct pictures that should."
     )
     caption = "Released attributes that pixels show"
-    return charts.intervals(_next(keys), caption, finding, marks, reference="the same of originals")
+    return charts.intervals(_next(keys), caption, finding, marks, reference="of originals")
 
 
 def _said(report: Mapping[str, Any]) -> list[str]:

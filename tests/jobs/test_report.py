@@ -268,6 +268,7 @@ def test_an_attack_is_given_with_its_interval_its_chance_and_its_people(html: st
     assert "over 200 faces, 40 people" in said
     assert "TAR at FAR 0.1 % originals by arcface measured 10.0 %" in said
     assert "Rank-1 is largest for arcface, released: 20.0 % [15.0 %, 26.0 %], 8 times chance (2.5 %)." in said
+    assert "AUC is largest for arcface, pairs: 0.9 [0.85, 0.96], where chance is 0.5. The whole interval lies" in said
 
 
 def test_rank_one_of_the_releases_own_record_is_shown_unless_it_was_measured_again(html: str) -> None:
