@@ -167,3 +167,19 @@ def test_bad_input_gets_one_clear_sentence():
         identify(points, who, np.zeros((0, 8)), [], rng=draws())
     with pytest.raises(ColumnError, match="counted from 1"):
         identify(points, who, points, who, ranks=(0,), rng=draws())
+
+
+def test_however_many_stand_above_they_are_counted():
+    gallery = np.repeat(np.array([[1, 0.1], [0, 1]]), [1000, 1], axis=0) + np.arange(1001)[:, None] * [0, 1e-3]
+    found = identify([[1, 0.1]], [1000], gallery, np.arange(1001), rng=draws())
+    assert found.above.tolist() == [1000]
+    level = identify([[1.0, 0]], [0], np.ones((1001, 2)), np.arange(1001), rng=draws())
+    assert level.tied.tolist() == [1001]
+
+
+def test_a_face_without_direction_is_named_by_its_row_in_whichever_block():
+    probe = faces(2000)
+    probe[1500] = 0
+    for blocks in (probe, iter(np.split(probe, 4))):
+        with pytest.raises(EmbeddingError, match="row 1500"):
+            identify(blocks, np.zeros(2000, int), faces(2), [0, 1], rng=draws())
