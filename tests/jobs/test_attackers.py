@@ -185,11 +185,12 @@ def test_those_with_most_photos_are_taken_and_whole_classes_where_one_picture_st
     order = replace(SMOKE, subjects=12)
     more = np.append(subject, "p07")
     assert "p07" in more[chosen(more, replace(order, subjects=2), seed=3)]
-    crowd = np.repeat(np.arange(40) % 10, 5)
-    taken = set(subject[chosen(subject, order, 3, crowd)].tolist())
+    # Of ten classes of four, each with one more person who has too few photos.
+    crowd = np.append(np.repeat(np.arange(40) % 10, 5), np.repeat(np.arange(10), 3))
+    all_of_them = np.append(subject, np.repeat([f"few {i}" for i in range(10)], 3))
+    taken = set(all_of_them[chosen(all_of_them, order, 3, crowd)].tolist())
     assert len(taken) == 12
-    classes = {int(name[1:]) % 10 for name in taken}
-    assert len(classes) == 3
+    assert len({int(name[1:]) % 10 for name in taken}) == 3
     # Alone, people of almost as many classes as there are would be taken.
     assert len({int(name[1:]) % 10 for name in subject[chosen(subject, order, 3)].tolist()}) > 3
 
