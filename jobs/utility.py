@@ -45,7 +45,7 @@ ASKED = ("Male", "Young", "Smiling", "Eyeglasses")
 """Attributes that are measured one by one, whatever the policy names."""
 
 SAMPLE = 1_000
-"""Faces looked at, by default: about twenty minutes on one thread, most of it Inception and LPIPS."""
+"""Faces looked at, by default: about eleven minutes of one thread, most of it LPIPS and Inception."""
 
 FOLDS = 5
 LEAST = 10
