@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,7 +33,7 @@ from facecrowd.jobs.evidence import Evidence
 from facecrowd.jobs.figures import Figure, from_table, to_table
 from facecrowd.jobs.renditions import WORK, Networks
 from facecrowd.pipeline import attributes, leaks, preflight, publish, ray_data, steps, summary, traces, verification
-from facecrowd.pipeline.audit import audit, crowded
+from facecrowd.pipeline.audit import Released, audit, crowded
 from facecrowd.pipeline.errors import ConfigError, ReleaseError
 from facecrowd.pipeline.plan import Plan
 from facecrowd.pipeline.presets import predictable
@@ -45,6 +46,7 @@ from facecrowd.pipeline.release import (
     what_was_looked_at,
 )
 from facecrowd.pipeline.schema import JUDGED, RENDERED, VERSION
+from facecrowd.pipeline.shown import shown
 from facecrowd.pipeline.storage import Folder, Parts, fingerprint, to_parquet
 from facecrowd.pipeline.witnesses import Seen
 from facecrowd.privacy.closeness import t_closeness
@@ -131,8 +133,8 @@ def audit_release(
         origin = "recorded when the release was made; give --workspace to measure again"
     else:
         evidence = Evidence(url, workspace)
-        report = _again(evidence, len(rows), progress)
-        hits += _traces(evidence, release, expected, rows)
+        report, seen = _again(evidence, len(rows), progress)
+        hits += _traces(evidence, release, expected, rows, seen)
         origin = "measured again, on the pixels of the released files"
         if order.depth != "checks":
             found = measure(evidence, order, report, progress)
@@ -155,7 +157,7 @@ def audit_snapshot(
     order = order or Order()
     evidence = Evidence(None, workspace, snapshot)
     images = {row["name"]: row for row in evidence.links}
-    report = _again(evidence, len(images), progress)
+    report, _ = _again(evidence, len(images), progress)
     found = Measured((), attackers.CURVES.empty_table())
     if order.depth != "checks":
         found = measure(evidence, order, report, progress)
@@ -251,7 +253,8 @@ def _broken(release: Folder, listed: dict[str, str]) -> list[str]:
     return out
 
 
-def _again(evidence: Evidence, images: int, progress: Progress) -> dict[str, Any]:
+def _again(evidence: Evidence, images: int, progress: Progress) -> tuple[dict[str, Any], Released]:
+    """The requirements and the run's own attacks, measured on the released pixels; and what was seen in them."""
     record, workspace, config, planned = evidence.record, evidence.workspace, evidence.config, evidence.plan
     judged = workspace.parts(JUDGED, fingerprint("audit", VERSION, evidence.card))
     source = steps.ReleasedSource(evidence.images, evidence.link, evidence.faces)
@@ -275,19 +278,33 @@ def _again(evidence: Evidence, images: int, progress: Progress) -> dict[str, Any
     used += [asdict(network) for network in record.renderer]
     looked = what_was_looked_at(record, workspace, predictors)
     report = audit(config, planned, seen, evidence.key, record.counts, images, used, looked)
-    return verification.stated(report, _verified(evidence, seen.row, seen.attributes, progress))
+    report = verification.stated(report, _verified(evidence, seen, looked, progress))
+    _state_shown(report, evidence, seen, looked)
+    return report, seen
+
+
+def _state_shown(report: dict[str, Any], evidence: Evidence, seen: Released, looked: attributes.Looked) -> None:
+    """Of the requirement k, what the judge sees of it in the released pixels."""
+    judge, k = looked.predictors.judge, evidence.config.policy.k
+    if judge is None or seen.attributes is None or not k:
+        return
+    known = None if looked.judged is None else judge.values(looked.judged)
+    faces = verification.Seen(seen.row, shows=judge.values(seen.attributes), known=known)
+    for requirement in report["requirements"]:
+        if requirement["name"] == "k":
+            rng = evidence.key.generator("audit", "shown")
+            requirement["shown"] = shown(evidence.plan, faces, k, seen.hashes, judge.name, rng)
 
 
 def _verified(
-    evidence: Evidence, rows: np.ndarray, shown: np.ndarray | None, progress: Progress
+    evidence: Evidence, faces: Released, looked: attributes.Looked, progress: Progress
 ) -> verification.Verified | None:
     """What the closed loop would find of the released files; None where nothing was asked of it."""
-    record, asked = evidence.record, evidence.config.verify
+    record, asked, rows = evidence.record, evidence.config.verify, faces.row
     if record.verified is None or not asked.on:
         return None
-    looked = what_was_looked_at(record, evidence.workspace, recorded_predictors(record, evidence.workspace))
     judge, recogniser = looked.predictors.judge, record.verified.recogniser
-    values = [None if judge is None or p is None else judge.values(p) for p in (shown, looked.judged)]
+    values = [None if judge is None or p is None else judge.values(p) for p in (faces.attributes, looked.judged)]
     vectors: list[Any] = [None, None]
     if recogniser is not None:
         after, before = evidence.look((recogniser,), progress)
@@ -299,14 +316,27 @@ def _verified(
     return replace(record.verified, rounds=(*record.verified.rounds, tuple(one.as_dict() for one in found)))
 
 
-def _traces(evidence: Evidence, release: Folder, expected: set[str], rows: list[dict[str, Any]]) -> list[leaks.Leak]:
+def _traces(
+    evidence: Evidence, release: Folder, expected: set[str], rows: list[dict[str, Any]], seen: Released
+) -> list[leaks.Leak]:
     """What the release shows of its source, which takes the workspace to see."""
     record, workspace = evidence.record, evidence.workspace
     known = traces.Known.read(workspace, record.runs, record.parts)
     table = pa.Table.from_pylist(rows)
     images = publish.read_images(release, rows)
-    originals = traces.crops(workspace, record.runs, record.parts)
-    return traces.scan(release, table, images, expected, known, evidence.config, originals)
+    config, cut = evidence.config, traces.declared(evidence.config, cut=True)
+
+    def originals() -> Iterator[traces.Original]:
+        return chain(traces.crops(workspace, record.runs, record.parts), traces.photos(known))
+
+    hits = traces.scan(release, table, images, expected, known, config, originals())
+    if config.output == "photo":
+        # A photo declares its background; of the faces in it, what their method does.
+        faces = ((str(name), evidence.released([i])[0]) for i, name in enumerate(evidence.name))
+        hits += traces.copied(faces, originals(), known, cut)
+    name_of = dict(zip(evidence.row.tolist(), evidence.name.tolist(), strict=True))
+    names = [str(name_of[row]) for row in seen.row.tolist()]
+    return hits + traces.resembling(seen.embedding, names, evidence.plan.embedding, cut)
 
 
 def _same_judge(judge: attributes.Predictor | None, folder: str | None) -> str | None:
@@ -549,7 +579,8 @@ def write(
 ) -> None:
     """The report's files, the page last."""
     classes, t = _classes(evidence)
-    crowds = pa.table({"subjects": classes, **{f"t {name}": values for name, values in t.items()}})
+    numbered = {"class": np.arange(len(classes)), "subjects": classes}
+    crowds = pa.table({**numbered, **{f"t {name}": values for name, values in t.items()}})
     folder.write((json.dumps(report, indent=1, sort_keys=True) + "\n").encode(), "audit.json")
     folder.write(to_parquet(to_table(found.figures)), "figures.parquet")
     folder.write(to_parquet(found.curves), "curves.parquet")

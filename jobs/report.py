@@ -29,6 +29,7 @@ from facecrowd.jobs.charts import Chart, Line, Mark, Point, exact, percent, plai
 from facecrowd.jobs.figures import Figure
 from facecrowd.pipeline import perturbation, summary, translation
 from facecrowd.pipeline.config import CLOAK
+from facecrowd.pipeline.verification import NAMES
 
 MOST_FACES = 24
 MOST_ROWS = 12
@@ -97,9 +98,6 @@ HEADLINE = ("rank1", "top1")
 
 EVERY = "mean of attributes"
 """What a figure of use is called that is of all attributes."""
-
-RECOGNISED, NOT_SHOWN = "recognised (rank 1)", "planned attributes not shown"
-"""What the closed loop may ask for, as requirements name it."""
 
 REFUTED = 0.05
 """A p-value under this refutes a bound; divided by the number of tests where there are several."""
@@ -402,7 +400,7 @@ def _value(requirement: Mapping[str, Any], value: Any) -> str:
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    shares = ("Suppression", RECOGNISED, NOT_SHOWN)
+    shares = ("Suppression", *NAMES.values())
     return percent(value) if _named(requirement) in shares else plain(value)
 
 
@@ -427,8 +425,10 @@ class _Requirement:
 
 def _requirement(row: Mapping[str, Any], report: Mapping[str, Any], figures: Sequence[Figure]) -> _Requirement:
     kind, nothing = str(row.get("kind") or "kind not stated"), "does not apply"
-    if _named(row) in (RECOGNISED, NOT_SHOWN):
-        found = _Said("Recognition" if _named(row) == RECOGNISED else "Shown", kind, _value(row, row.get("found")))
+    if _named(row) in NAMES.values():
+        found = _Said(
+            "Recognition" if _named(row) == NAMES["recognition"] else "Shown", kind, _value(row, row.get("found"))
+        )
         others = [_Said(of, "", nothing) for of in ("Planned", "Shown", "Recognition") if of != found.of]
         lines = sorted([found, *others], key=lambda line: ("Planned", "Shown", "Recognition").index(line.of))
         return _Requirement(_named(row), _bound(row), row.get("met"), tuple(lines), str(row.get("note") or ""))

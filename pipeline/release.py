@@ -65,6 +65,7 @@ from facecrowd.pipeline.schema import (
     Manifest,
 )
 from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint
+from facecrowd.pipeline.traces import LIKE
 from facecrowd.pipeline.translation import Translations, to_change
 from facecrowd.pipeline.verification import Verified
 from facecrowd.stages import models
@@ -1102,10 +1103,6 @@ class Record:
         raise ConfigError(f"workspace {folder.url}: did not make this release, or the release was changed since")
 
 
-LONE = 0.98
-"""Cosine from which a surrogate is one member's own face. A mean of people who differ stays well below it."""
-
-
 def lone_surrogates(plan: planning.Plan, surrogates: pa.Table) -> list[int]:
     """Classes whose surrogate the recogniser takes for an original of one of its members, as if never averaged.
 
@@ -1121,7 +1118,7 @@ def lone_surrogates(plan: planning.Plan, surrogates: pa.Table) -> list[int]:
         strict=True,
     )
     # A class that was left out once it was rendered has no members any more.
-    return sorted({c for c, face in faces if c in of_class and float((of_class[c] @ face).max()) >= LONE})
+    return sorted({c for c, face in faces if c in of_class and float((of_class[c] @ face).max()) >= LIKE})
 
 
 def rendered_hashes(rendered: Parts, count: int) -> list[str]:

@@ -213,7 +213,10 @@ def test_an_original_copied_into_the_release_is_found(made: Made, planted: Calla
     made.images()[0].write_bytes(planted(crop_of(made)))
     made.publish()
     report = audited(made)
-    assert [(leak["kind"], leak["where"]) for leak in report["leaks"]] == [("original pixels", made.images()[0].stem)]
+    found = {(leak["kind"], leak["where"]) for leak in report["leaks"]}
+    # A recogniser may take it for the original too.
+    own = made.images()[0].stem
+    assert ("original pixels", own) in found <= {("original pixels", own), ("original face", own)}
     assert not report["met"]
 
 
