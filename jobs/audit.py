@@ -94,6 +94,7 @@ class Order:
         depth: str,
         recognisers: str,
         groups: str,
+        faces: int,
         originals: bool,
         baselines: Sequence[str],
     ) -> Order:
@@ -106,7 +107,7 @@ class Order:
         where = output or (None if depth == "checks" else f"{release.rstrip('/')}-audit")
         asked: Any = depth
         named = (_names(recognisers), _names(groups))
-        return cls(where, asked, *named, originals=originals, baselines=tuple(baselines))
+        return cls(where, asked, *named, faces, originals, baselines=tuple(baselines))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -352,6 +352,9 @@ def audit(
     groups: Annotated[
         str, typer.Option(help="Attributes whose groups are looked at apart, comma-separated.")
     ] = "Male,Young,Pale_Skin",
+    faces: Annotated[
+        int, typer.Option(min=20, help="Most faces whose pixels are compared (LPIPS, FID, …), whole people of them.")
+    ] = 1000,
     with_originals: Annotated[
         bool, typer.Option("--with-originals", help="Show originals in the page, which then is private.")
     ] = False,
@@ -396,7 +399,7 @@ def audit(
         if given:
             raise configs.ConfigError(f"--{given[0].replace('_', '-')} is about a --table, and none was given")
         name = release if release is not None else f"snapshot-{snapshot}"
-        order = Order.read(name, output, depth, recognisers, groups, with_originals, baselines or [])
+        order = Order.read(name, output, depth, recognisers, groups, faces, with_originals, baselines or [])
         if release is not None:
             report, lines = audit_release(release, workspace, Progress(quiet), order)
         elif snapshot is None or workspace is None:
@@ -500,6 +503,7 @@ def compare(
         str | None, typer.Option(help="With --photos: table of attributes [default: predicted].")
     ] = None,
     depth: Annotated[str, typer.Option(help="With --photos: of the attacks, as in audit.")] = "full",
+    faces: Annotated[int, typer.Option(min=20, help="With --photos: most faces whose pixels are compared.")] = 1000,
     json_file: JsonFile = None,
 ) -> None:
     """Releases side by side; or methods, each releasing the same photos and attacked alike."""
@@ -517,7 +521,7 @@ def compare(
     if output is None:
         raise configs.ConfigError("--photos needs --output, a folder for the releases and their audits")
     named = tuple(name.strip() for name in methods.split(",") if name.strip()) or comparison.ALL
-    order = comparison.Order(photos, output, named, people, photos_each, config, models, attributes, depth)
+    order = comparison.Order(photos, output, named, people, photos_each, config, models, attributes, depth, faces)
     found = comparison.methods(order, Progress())
     print(comparison.tables(found))
     plain = {name: one["report"] for name, one in found["methods"].items()}

@@ -169,7 +169,7 @@ class Order:
 
     data : folder of photos as PERSON/PHOTO, or a manifest; output : folder of the releases and their audits
     methods : names of ``METHODS``, some with a number behind a colon; people, photos : how many, and how many of each
-    config : a release's config that all share, beside what a method sets; depth : of the attacks, as in ``audit``
+    config : a release's config that all share, beside what a method sets; depth, faces : as in ``audit``
     """
 
     data: str
@@ -181,6 +181,7 @@ class Order:
     models: str | None = None
     attributes: str | None = None
     depth: str = "full"
+    faces: int = 1000
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -264,11 +265,15 @@ def methods(order: Order, progress: Progress) -> dict[str, Any]:
         progress.say(f"compare: {method}")
         outcome = releases.release(releases.prepare(config), progress)
         url, workspace = outcome.release.url, str(config.workspace_path)
+        before = tuple(f"{settings(order, other).release.path}-audit" for other in found)
         depth: Any = order.depth
-        report, _ = audit_release(url, workspace, progress, Depth(output=f"{url}-audit", depth=depth))
+        asked = Depth(output=f"{url}-audit", depth=depth, faces=order.faces, baselines=before)
+        report, _ = audit_release(url, workspace, progress, asked)
         found[method] = {"report": report, "figures": [Figure(**row) for row in report["figures"]]}
     people = {photo.subject for photo in photos}
-    return {"people": len(people), "photos": len(photos), "depth": order.depth, "methods": found}
+    compared = {"people": len(people), "photos": len(photos), "depth": order.depth, "methods": found}
+    (order.output / "compared.md").write_text(tables(compared) + "\n")
+    return compared
 
 
 Pick = Callable[[Figure], bool]
