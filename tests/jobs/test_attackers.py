@@ -268,7 +268,8 @@ def test_an_order_that_cannot_be_trained_is_refused() -> None:
 
 def test_the_papers_preset_trains_whole_networks_for_500_epochs_on_100_people() -> None:
     paper = PRESETS["paper"]
-    assert (paper.epochs, paper.width, paper.subjects, paper.photos) == (500, 64, 100, 10)
+    assert (paper.epochs, paper.vgg_width, paper.resnet_width) == (500, 64, 64)
+    assert (paper.subjects, paper.photos) == (100, 10)
     assert PRESETS["cpu"].epochs == 60
 
 
