@@ -38,7 +38,7 @@ from facecrowd.pipeline.errors import ConfigError, ReleaseError
 from facecrowd.pipeline.plan import Plan
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import (
+from facecrowd.pipeline.record import (
     model_rows,
     recorded_predictors,
     released_faces,

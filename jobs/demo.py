@@ -15,6 +15,7 @@ from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import release as releases
 from facecrowd.pipeline.config import PIXEL_METHODS
 from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.schema import FACES as FACES_MANIFEST
 from facecrowd.pipeline.schema import RENDERED
 from facecrowd.pipeline.storage import Folder, Workspace
@@ -84,7 +85,7 @@ def contact_sheet(workspace: Path) -> bytes:
     folder = Folder(str(workspace))
     rows: dict[str, list[np.ndarray]] = {}
     for name in folder.child("releases").names():
-        record = releases.Record.read(folder, f"releases/{name}")
+        record = Record.read(folder, f"releases/{name}")
         space = Workspace(str(workspace))
         faces = space.parts(FACES_MANIFEST, record.runs["faces"]).read_all(record.parts, ["photo", "status", "crop"])
         rendered = space.parts(RENDERED, record.runs["rendered"]).read_all(record.parts, ["image"])["image"]

@@ -18,7 +18,7 @@ from facecrowd.pipeline import publish, ray_data, steps
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Record, predictions, recorded_predictors
+from facecrowd.pipeline.record import Record, predictions, recorded_predictors
 from facecrowd.pipeline.schema import FACES, LINK, PLAN, RENDERED, RENDERED_PHOTOS
 from facecrowd.pipeline.storage import Folder, Parts, Workspace
 from facecrowd.pipeline.witnesses import Seen, look

@@ -33,7 +33,7 @@ from scipy.stats import norm
 from facecrowd.pipeline import publish
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.photos import SUFFIXES
-from facecrowd.pipeline.release import Record
+from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.schema import FACES, LINK, PLAN, RENDERED
 from facecrowd.pipeline.storage import Folder, Workspace
 from facecrowd.privacy.attributes import ANY

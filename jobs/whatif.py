@@ -26,7 +26,7 @@ from facecrowd.pipeline.audit import crowded, left_out
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, PolicyError, ReleaseError
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Record
+from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.schema import FACES, PHOTOS, PLAN
 from facecrowd.pipeline.storage import Folder, Workspace
 from facecrowd.pipeline.subjects import subject_means

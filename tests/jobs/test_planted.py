@@ -29,7 +29,8 @@ from facecrowd.pipeline import publish, ray_data, traces
 from facecrowd.pipeline.leaks import Leak
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.publish import MODIFIED
-from facecrowd.pipeline.release import Execute, Outcome, Record
+from facecrowd.pipeline.record import Record
+from facecrowd.pipeline.release import Execute, Outcome
 from facecrowd.pipeline.storage import Folder, Workspace
 from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import encode

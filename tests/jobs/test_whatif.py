@@ -19,7 +19,8 @@ from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline import publish
 from facecrowd.pipeline.audit import Counts
 from facecrowd.pipeline.errors import ConfigError, ReleaseError
-from facecrowd.pipeline.release import Outcome, Record
+from facecrowd.pipeline.record import Record
+from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.schema import FACES, PHOTOS, PLAN
 from facecrowd.pipeline.storage import Workspace
 from facecrowd.stages.runkey import RunKey

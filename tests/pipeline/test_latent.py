@@ -23,6 +23,7 @@ from facecrowd.pipeline.config import GENERATED_SIZES, ReleaseConfig, load
 from facecrowd.pipeline.errors import ConfigError, PolicyError
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.schema import FACES, MEMBERS, PLAN, Manifest
 from facecrowd.pipeline.storage import Folder, Parts, Workspace
@@ -121,7 +122,7 @@ def test_which_face_stands_for_a_photo_is_drawn_from_the_releases_own_key_and_th
         )
 
     folder = latent.workspace
-    record = releases.Record.read(folder, f"releases/{min(folder.child('releases').names())}")
+    record = Record.read(folder, f"releases/{min(folder.child('releases').names())}")
     key = RunKey(bytes(range(32)))
     run = releases._Run(releases.prepare(record.config), Workspace(folder.url), key, Progress(quiet=True))
     # By the workspace's key itself, two releases of these people would draw alike and so could be laid side by side.

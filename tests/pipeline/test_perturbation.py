@@ -28,6 +28,7 @@ from facecrowd.pipeline.config import ReleaseConfig, load
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.preflight import Network
 from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.storage import NAMESPACE, Workspace
 from facecrowd.stages import models, recognise
@@ -234,7 +235,7 @@ def test_the_leak_scan_allows_a_cloak_what_it_declares_and_no_other_method(
 ) -> None:
     assert cloaked.audit["leaks"] == []
     (name,) = cloaked.workspace.child("releases").names()
-    record = releases.Record.read(cloaked.workspace, f"releases/{name}")
+    record = Record.read(cloaked.workspace, f"releases/{name}")
     prepared = releases.prepare(record.config)
     run = releases._Run(prepared, prepared.workspace, prepared.workspace.key(), Progress(quiet=True))
     assert run._originals() == set()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from facecrowd.pipeline import plan as planning
-from facecrowd.pipeline import release
+from facecrowd.pipeline import record
 from facecrowd.pipeline.config import ReleaseConfig, load
 from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.plan import Plan, subject_means
@@ -187,9 +187,9 @@ def test_a_surrogate_that_is_one_members_own_face_is_found() -> None:
         typed = pa.array([e.tolist() for e in embeddings], pa.list_(pa.float32(), 512))
         return pa.table({"class_id": list(range(plan.classes)), "embedding": typed})
 
-    assert release.lone_surrogates(plan, table(faces)) == []
+    assert record.lone_surrogates(plan, table(faces)) == []
     copied = [plan.embedding[plan.class_id == 0][0], *faces[1:]]
-    assert release.lone_surrogates(plan, table(copied)) == [0]
+    assert record.lone_surrogates(plan, table(copied)) == [0]
 
 
 def guessed(values: dict[str, list[str | None]]) -> dict[str, np.ndarray]:

@@ -24,7 +24,8 @@ from facecrowd.pipeline import summary
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, FacecrowdError, LeakError, PolicyError, WorkspaceError
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Outcome, Record
+from facecrowd.pipeline.record import Record
+from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.schema import FACES, LINK, PLAN, RENDERED, SURROGATES, Manifest
 from facecrowd.pipeline.storage import Workspace
 from facecrowd.privacy.errors import UnreachableError

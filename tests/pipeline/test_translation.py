@@ -28,7 +28,8 @@ from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.plan import Planned
 from facecrowd.pipeline.presets import FIVE_PARTS, predictable
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Outcome, Record
+from facecrowd.pipeline.record import Record
+from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.translation import Translations, measured, to_change
 from facecrowd.stages import models, regions
 from facecrowd.stages.attributes import JUDGE, STEER

@@ -15,7 +15,8 @@ from facecrowd.pipeline.errors import ConfigError, NotMetError
 from facecrowd.pipeline.plan import NO_CLASS, SUPPRESSED, Plan
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.release import Outcome, Record, prepare, release
+from facecrowd.pipeline.record import Record
+from facecrowd.pipeline.release import Outcome, prepare, release
 from facecrowd.pipeline.schema import PLAN
 from facecrowd.pipeline.storage import Workspace
 from facecrowd.pipeline.subjects import Subjects
