@@ -422,7 +422,7 @@ class _Sections:
         if self.order.depth == "quick":
             preset = replace(preset, networks=())
         heads = {name: (self.before.embeddings[name][e.row], self.after.embeddings[name]) for name in self.heads}
-        rows = use.sampled(e.subject[e.row], preset.subjects * preset.photos * 4)
+        rows = attackers.chosen(e.subject[e.row], preset, self.seed, self.classes)
         return attackers.trained_figures(
             e.originals(e.row[rows]),
             e.released(rows),
