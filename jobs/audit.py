@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from facecrowd.jobs import attackers, attacks, disclosure
 from facecrowd.jobs import report as page
 from facecrowd.jobs import utility as use
+from facecrowd.jobs.bootstrap import joined
 from facecrowd.jobs.compare import read_audit, whole
 from facecrowd.jobs.evidence import Evidence
 from facecrowd.jobs.figures import Figure, from_table, to_table
@@ -35,6 +36,7 @@ from facecrowd.jobs.renditions import WORK, Networks
 from facecrowd.pipeline import attributes, leaks, preflight, publish, ray_data, steps, summary, traces, verification
 from facecrowd.pipeline.audit import Released, audit, crowded
 from facecrowd.pipeline.errors import ConfigError, ReleaseError
+from facecrowd.pipeline.perturbation import BEFORE, Perturbations, against
 from facecrowd.pipeline.plan import Plan
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
@@ -50,6 +52,7 @@ from facecrowd.pipeline.shown import shown
 from facecrowd.pipeline.storage import Folder, Parts, fingerprint, to_parquet
 from facecrowd.pipeline.witnesses import Seen
 from facecrowd.privacy.closeness import t_closeness
+from facecrowd.stages import models
 
 SCHEMA = 2
 """Of audit.json: the recorded audit's keys, and ``figures`` and ``not_measured`` (docs/audit.md)."""
@@ -311,7 +314,12 @@ def _verified(
         after, before = evidence.look((recogniser,), progress)
         at = {row: i for i, row in reversed(list(enumerate(evidence.row.tolist())))}
         vectors = [after.embeddings[recogniser][[at[row] for row in rows.tolist()]], before.embeddings[recogniser]]
-    seen = verification.Seen(rows, *vectors, *values)
+    then: dict[str, np.ndarray] = {}
+    if looked.perturbations is not None:
+        then["before"] = looked.perturbations.embedding[rows]
+        if judge is not None and faces.attributes is not None:
+            then["shows_before"] = judge.values(looked.perturbations.attributes[rows])
+    seen = verification.Seen(rows, *vectors, *values, **then)
     rng = evidence.key.generator("verify", "recognition")
     found = verification.measure(asked, evidence.plan, seen, rng)
     return replace(record.verified, rounds=(*record.verified.rounds, tuple(one.as_dict() for one in found)))
@@ -337,7 +345,10 @@ def _traces(
         hits += traces.copied(faces, originals(), known, cut)
     name_of = dict(zip(evidence.row.tolist(), evidence.name.tolist(), strict=True))
     names = [str(name_of[row]) for row in seen.row.tolist()]
-    return hits + traces.resembling(seen.embedding, names, evidence.plan.embedding, cut)
+    then = what_was_looked_at(record, workspace, recorded_predictors(record, workspace)).perturbations
+    # A perturbation hides a face from the very recogniser that would know it again.
+    faces_of = [seen.embedding, *([] if then is None else [then.embedding[seen.row]])]
+    return hits + [leak for of in faces_of for leak in traces.resembling(of, names, evidence.plan.embedding, cut)]
 
 
 def _same_judge(judge: attributes.Predictor | None, folder: str | None) -> str | None:
@@ -380,7 +391,13 @@ class _Sections:
         e, formal = self.evidence, self.report["guarantee"]["kind"] == "formal"
         bound = 1 / self.report["classes"]["effective_k"] if formal and self.report["classes"] else None
         found = attacks.identity_figures(
-            self.embedded, e.subject, e.row, self.rng("identity"), groups=self.groups, classes=self.classes, bound=bound
+            {**self.embedded, **self.unperturbed},
+            e.subject,
+            e.row,
+            self.rng("identity"),
+            groups=self.groups,
+            classes=self.classes,
+            bound=bound,
         )
         if not e.config.method.keeps_identity:
             return found
@@ -435,6 +452,12 @@ class _Sections:
             say=self.progress.say,
         )
 
+    def marked(self, one: Figure) -> Figure:
+        """A figure that says of itself that it flatters, where it does."""
+        if one.by.removesuffix(" head") not in self.white_box:
+            return one
+        return replace(one, note=joined(one.note, "white box: the faces were perturbed against this one"))
+
     # ------------------------------------------------------------------------------------------------ what they share
 
     @cached_property
@@ -455,7 +478,26 @@ class _Sections:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return (HEAD,) if HEAD in self.recognisers else self.recognisers[:1]
+        """Whose embeddings a head is trained on: none that the faces were perturbed against, where there is another."""
+        others = [name for name in self.recognisers if name not in self.white_box] or list(self.recognisers)
+        return (HEAD if HEAD in others else others[0],)
+
+    @cached_property
+    def white_box(self) -> frozenset[str]:
+        """The recognisers that the faces were perturbed against, themselves or through what builds on them."""
+        folder, passed = self.evidence.config.detect.models, against(self.report["models"])
+        digest = {n: models.sha256(models.resolve(n, "recognition", folder=folder)) for n in self.recognisers}
+        return frozenset(name for name in self.recognisers if digest[name] in passed)
+
+    @property
+    def unperturbed(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The faces before they were perturbed, as the release's own recogniser saw them: who takes a perturbation off
+        again has these."""
+        e = self.evidence
+        if not e.config.perturb.on:
+            return {}
+        done = Perturbations.read(e.workspace, e.record.runs["rendered"], e.record.parts, e.config.perturb)
+        return {f"{e.config.detect.recogniser}, {BEFORE}": (done.embedding[e.row], e.plan.embedding)}
 
     @property
     def embedded(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -531,7 +573,7 @@ def measure(evidence: Evidence, order: Order, report: dict[str, Any], progress: 
             if not isinstance(made, list):
                 kept.write(to_parquet(made[1]), f"curves-{order.depth}.parquet")
             kept.write(to_parquet(to_table(found)), file)
-        figures += from_table(_parquet(kept.read(file)))
+        figures += [sections.marked(one) for one in from_table(_parquet(kept.read(file)))]
         if name == "trained":
             curves = _parquet(kept.read(f"curves-{order.depth}.parquet"))
     return Measured(tuple(figures), curves)

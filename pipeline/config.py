@@ -68,7 +68,7 @@ def _or(names: tuple[str, ...]) -> str:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Input(Section):
@@ -487,6 +487,13 @@ class Perturb(Section):
         "universal: attributes that the steering predictor shall see otherwise (comma-separated, or a preset).",
         flag="perturb-attributes",
     )
+    delta: float = option(
+        0.0,
+        "universal: passes over the sample end once all but this share of it is fooled (0: all ten are taken).",
+        flag="perturb-delta",
+        ge=0,
+        lt=1,
+    )
     sample: int = option(
         256, "universal: faces, drawn by the run key, that the vector is fitted on.", flag="perturb-sample", ge=2
     )
@@ -526,7 +533,7 @@ class Perturb(Section):
         masks = ("tip-im", "advnoise")
         of = {
             **dict.fromkeys(("bound", "norm", "surrogates", "jpeg"), tuple(PERTURBATIONS)),
-            **dict.fromkeys(("attributes", "sample"), ("universal",)),
+            **dict.fromkeys(("attributes", "sample", "delta"), ("universal",)),
             **dict.fromkeys(("steps", "step", "gamma"), masks),
             "targets": ("tip-im",),
         }
@@ -680,6 +687,11 @@ class ReleaseConfig(Section):
         asked = self.verify
         if self.method.keeps_identity and asked.recognition is not None:
             raise ValueError("verify.recognition: recognisers are meant to match the faces of identity-preserving")
+        if self.method.name == CLOAK and asked.recognition is not None:
+            raise ValueError(
+                "verify.recognition: with method none every face is its original before it is perturbed, and the worse "
+                "of before and after counts; choose a method that replaces or alters faces"
+            )
         if asked.attributes is not None and not (self.method.shows_attributes and self.policy.quasi_identifiers):
             raise ValueError(
                 "verify.attributes is for methods that show planned attributes: translation, or k-same with a "

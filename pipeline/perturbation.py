@@ -17,7 +17,7 @@ import numpy as np
 from facecrowd.pipeline import steps
 from facecrowd.pipeline.attributes import Predictor, share
 from facecrowd.pipeline.config import Perturb, ReleaseConfig
-from facecrowd.pipeline.preflight import SURROGATE
+from facecrowd.pipeline.preflight import FOOLED, SURROGATE
 from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.schema import PERTURBATION, RENDERED
 from facecrowd.pipeline.storage import Workspace
@@ -146,8 +146,13 @@ def measured(
 
 def white_box(models: Sequence[dict[str, str]]) -> bool:
     """Whether the recogniser by which a release is measured is one that it was perturbed against."""
-    measure = {m["sha256"] for m in models if m["purpose"] == "recogniser"}
-    return bool(measure & {m["sha256"] for m in models if m["purpose"] == SURROGATE})
+    return bool({m["sha256"] for m in models if m["purpose"] == "recogniser"} & against(models))
+
+
+def against(models: Sequence[dict[str, str]]) -> set[str]:
+    """SHA-256 of the networks that the gradients of a perturbation went through: recognisers, and attribute predictors
+    with what they build on."""
+    return {m["sha256"] for m in models if m["purpose"] == SURROGATE or m["purpose"].endswith(FOOLED)}
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
@@ -177,19 +182,20 @@ def fitted(about: dict[str, Any]) -> str:
     """What is said of a universal vector when it is there."""
     rates = zip(about["targets"], about["fooling_rates"], strict=True)
     told = ", ".join(f"{_model(target['name'])} {rate:.1%}" for target, rate in rates)
-    return f"universal perturbation: fools of its own sample of {about['sample']} faces: {told}"
+    return f"universal perturbation: fools of its own sample of {about['sample']} faces, before encoding: {told}"
 
 
 def lines(found: dict[str, Any] | None) -> list[str]:
     """What ``measured`` found, a line each; nothing where nothing was perturbed."""
     if found is None:
         return []
-    against = ", ".join([*found["surrogates"], *(row["attribute"] for row in found["attributes"])])
-    size = f"largest change {found['largest_change']} grey levels, root mean square {found['root_mean_square']:.3g}"
-    out = [f"perturbed by {found['name']} against {against or 'an attribute predictor'}: {size}"]
+    fooled = ", ".join([*found["surrogates"], *(row["attribute"] for row in found["attributes"])])
+    mean = f"root mean square {found['root_mean_square']:.3g}"
+    size = f"before encoding: largest change {found['largest_change']} grey levels, {mean}"
+    out = [f"perturbed by {found['name']} against {fooled or 'an attribute predictor'}; {size}"]
     if "fooled_of_sample" in found:
         rates = ", ".join(f"{row['model']} {row['share']:.1%}" for row in found["fooled_of_sample"])
-        out.append(f"fooled on the {found['sample']} faces that the vector was fitted on: {rates}")
+        out.append(f"fooled of the {found['sample']} faces that it was fitted on, before encoding: {rates}")
     for row in found["rank1_per_subject"]:
         if row["before"] is not None and row["after"] is not None:
             out.append(f"rank-1, gallery: {row['gallery']}: {row['before']:.1%} before, {row['after']:.1%} after it")

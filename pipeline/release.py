@@ -42,6 +42,7 @@ from facecrowd.pipeline.errors import (
     ReleaseError,
     StoreError,
 )
+from facecrowd.pipeline.perturbation import Perturbations
 from facecrowd.pipeline.photos import Listing, listing
 from facecrowd.pipeline.preflight import Network
 from facecrowd.pipeline.progress import Progress
@@ -604,8 +605,14 @@ class _Run:
         if c.verify.attributes is not None and judge is not None and now.attributes is not None:
             shows = judge.values(now.attributes)
             known = judge.values(predictions(self.parts(ORIGINALS, "originals"), self.batches))
+        then: dict[str, np.ndarray] = {}
+        if c.perturb.on:
+            done = Perturbations.read(self.workspace, self.names["rendered"], self.batches, c.perturb)
+            then = {"before": done.embedding[now.row]}
+            if judge is not None and shows is not None:
+                then["shows_before"] = judge.values(done.attributes[now.row])
         if recogniser is None:
-            return verification.Seen(now.row, shows=shows, known=known)
+            return verification.Seen(now.row, shows=shows, known=known, **then)
         blended = steps.BlendedSource(faces, rendered, self.parts(RENDERED_PHOTOS, "rendered"))
         todo: tuple[tuple[Any, ray_data.Source, str], ...] = (
             (
@@ -622,7 +629,7 @@ class _Run:
         at = {face: i for i, face in enumerate(after.face_id)}
         chosen = [at[face] for face in plan.face_id[now.row]]
         vectors = (after.embeddings[recogniser][chosen], before.embeddings[recogniser])
-        return verification.Seen(now.row, *vectors, shows, known)
+        return verification.Seen(now.row, *vectors, shows, known, **then)
 
     def _measured(self, plan: planning.Plan, seen: verification.Seen) -> list[verification.Found]:
         return verification.measure(self.config.verify, plan, seen, self.key.generator("verify", "recognition"))
@@ -690,6 +697,8 @@ class _Run:
 
         if self.config.method.of_class:
             self._take_over(SURROGATES, before, lambda part, table: table)
+        if self.config.perturb.name == "universal":
+            self._take_over(PERTURBATION, before, lambda part, table: table)
         self._take_over(RENDERED, before, changed)
         self._blend(self._predictor("judge", "rendered"))
         self.progress.say(f"verify: {len(gone)} faces left out")

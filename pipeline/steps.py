@@ -713,6 +713,7 @@ def fit_stage(config: PerturbConfig, rendering: Rendering, quality: int, predict
         quality if config.jpeg else None,
         rendering.device,
         rendering.folder,
+        delta=config.delta,
     )
 
 

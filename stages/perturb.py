@@ -105,13 +105,16 @@ class Fit(Stage):
         device: str = "cpu",
         folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         resources: Resources | None = None,
+        delta: float = 0.0,
     ) -> None:
         """
         surrogates : recognisers to fool, as in ``recognise.load``
         attributes : of ``predictor``, to flip; none of them, and no predictor is fooled
         bound : of "linf", in grey levels; of "l2", of the root mean square of all 3 S^2 values
         jpeg : quality of the files that it is to survive
+        delta : as in ``universal.fit``
         """
+        self.delta = delta
         self.key, self.surrogates, self.attributes, self.predictor = key, surrogates, tuple(attributes), predictor
         self.norm, self.bound, self.device, self.folder = norm, bound, device, folder
         self.channel = Channel(jpeg=(jpeg, jpeg)) if jpeg else Channel()
@@ -142,6 +145,7 @@ class Fit(Stage):
             draws,
             norm=self.norm,
             xi=radius(self.norm, self.bound, faces),
+            delta=self.delta,
             channel=self.channel,
             device=self.device,
         )

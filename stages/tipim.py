@@ -194,6 +194,9 @@ def quantise(x: Tensor, real: Tensor, epsilon: float, norm: Norm) -> Tensor:
     """
     # Of pictures whose channels lie last in memory, flatten would give copies, and what is saved in them be lost.
     away = (x.double() - real.double()).clamp(-255, 255).contiguous()
+    if not away.isfinite().all():
+        # Rounded, what is no number would be black, and far outside.
+        raise ValueError("tip-im: the mask is not finite; is a weight too large?")
     whole = away.round()
     if norm == "linf":
         most = math.floor(epsilon)

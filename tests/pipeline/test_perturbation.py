@@ -33,12 +33,13 @@ from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.storage import NAMESPACE, Workspace
 from facecrowd.stages import models, recognise
 from facecrowd.stages.attributes import JUDGE
+from facecrowd.stages.channel import Channel
 from facecrowd.stages.decode import decode
 from facecrowd.stages.encode import Encode
 from facecrowd.stages.judge import Judge
 from facecrowd.stages.networks import stargan
 from facecrowd.stages.networks.stargan import Generator, Shape
-from facecrowd.stages.perturb import Before, Perturb
+from facecrowd.stages.perturb import Before, Fit, Perturb
 from facecrowd.stages.runkey import RunKey
 from facecrowd.stages.stage import OK
 from facecrowd.stages.universal import Perturbation
@@ -48,7 +49,7 @@ Make = Callable[..., Outcome]
 Tree = Callable[[Path | str], dict[str, bytes]]
 
 SMALL = {"detect.crop_size": 128, "policy.k": None, "method.name": "none", "compute.micro_batch": 4}
-UNIVERSAL = {**SMALL, "perturb.name": "universal", "perturb.sample": 4}
+UNIVERSAL = {**SMALL, "perturb.name": "universal", "perturb.sample": 4, "perturb.delta": 0.2}
 MASKS = {"perturb.name": "tip-im", "perturb.steps": 2, "perturb.targets": 2, "perturb.step": 6, "perturb.bound": 8}
 
 
@@ -309,10 +310,35 @@ def test_each_class_has_draws_of_its_own(crowd: Outcome, model_folder: str | Non
     rendering = steps.Rendering(config.method, RunKey(bytes(32)), 128, model_folder, None, 0.0)
     stage = steps.perturb_stage(config.perturb, rendering, 92, True)
     face = np.full((128, 128, 3), 128, np.uint8)
-    done = stage({"rendered": [face] * 3, "class_id": [0, 1, 0], "variant": [None] * 3, "face_id": [""] * 3})
-    first, other, same = done["rendered"]
+    of = {"class_id": [0, 1, 0, 0, 0], "variant": [0, 0, 0, 1, 0], "face_id": ["", "", "", "", "kept"]}
+    first, other, same, variant, kept = stage({"rendered": [face] * 5, **of})["rendered"]
     assert (first == same).all()
-    assert (first != other).any()
+    for another in (other, variant, kept):
+        assert (first != another).any()
+
+
+def test_what_is_asked_of_a_perturbation_reaches_what_makes_it() -> None:
+    asked = {"perturb.name": "tip-im", "perturb.gamma": 0.3, "perturb.norm": "l2", "perturb.bound": 7.0}
+    rendering = steps.Rendering(load(None, {}).method, RunKey(bytes(32)), 128, None, None, 0.0)
+    for jpeg, quality in ((True, 77), (False, None)):
+        config = load(None, {**asked, "perturb.steps": 9, "perturb.step": 0.5, "perturb.jpeg": jpeg})
+        how = steps.perturb_stage(config.perturb, rendering, 77, False).method.how  # type: ignore[attr-defined]
+        assert (how.jpeg, how.gamma, how.norm, how.epsilon) == (quality, 0.3, "l2", 7.0)
+        assert (how.steps, how.alpha, how.naturalness) == (9, 0.5, "augment")
+        one = load(None, {"perturb.name": "universal", "perturb.delta": 0.25, "perturb.jpeg": jpeg})
+        fit = steps.fit_stage(one.perturb, rendering, 77, "attributes-arcface")
+        assert isinstance(fit, Fit)
+        assert fit.channel == (Channel(jpeg=(77, 77)) if jpeg else Channel())
+        assert fit.delta == 0.25
+
+
+def test_a_recogniser_that_a_fooled_predictor_builds_on_is_no_independent_one() -> None:
+    used = [
+        {"purpose": "recogniser", "sha256": "1"},
+        {"purpose": f"backbone of the {preflight.FOOLED}", "sha256": "1"},
+    ]
+    assert perturbation.white_box(used)
+    assert not perturbation.white_box([used[0], {**used[1], "purpose": "backbone of the judge"}])
 
 
 def test_a_face_of_one_member_alone_is_looked_for_before_the_perturbation_hides_it(

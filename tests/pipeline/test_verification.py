@@ -82,6 +82,23 @@ def test_recognition_is_the_rank_one_of_an_outside_measurement() -> None:
     assert found.faces.sum() == pytest.approx(expected.per_subject)
 
 
+def test_of_perturbed_faces_the_worse_of_before_and_after_counts() -> None:
+    rng = np.random.default_rng(4)
+    subject = [f"p{i}" for i in range(12)]
+    originals = rng.normal(size=(12, 8)).astype(np.float32)
+    plan = replace(plan_of(subject, [0] * 12, Male=(["1"] * 12, ["1"] * 12)), embedding=originals)
+    hidden = rng.normal(size=(12, 8)).astype(np.float32)
+    shows = np.full((12, len(predictable())), 1, np.int8)
+    seen = Seen(np.arange(12), hidden, originals, shows)
+    assert recognition(0.5, plan, seen, RNG).share < 0.5
+    assert attributes(0.5, plan, seen).share == 0
+    off = replace(seen, before=originals, shows_before=1 - shows)
+    assert recognition(0.5, plan, off, RNG).share == 1
+    assert attributes(0.5, plan, off).share == 1
+    few = verification.of(off, np.arange(3))
+    assert len(recognition(0.5, plan, few, RNG).faces) == 3
+
+
 def test_what_fails_most_is_named_first_and_what_is_met_counts_for_nothing() -> None:
     low = Found("recognition", 0.1, 0.5, np.array([0.0, 0.3, 0.2, 0.0]))
     fine = Found("attributes", 0.9, 0.5, np.array([9.0, 9.0, 9.0, 9.0]))
@@ -237,6 +254,8 @@ def test_whoever_took_part_does_not_verify(settings: Settings, tmp_path: Path) -
     ("changes", "why"),
     [
         ({"verify.attributes": 0.1}, "methods that show planned attributes"),
+        ({"verify.recognition": 0.5, "method.name": "none", "perturb.name": "tip-im"}, "with method none"),
+        ({"method.name": "none", "perturb.name": "tip-im", "perturb.gamma": float("inf")}, "finite"),
         ({"verify.retries": 3}, "needs verify.recognition or verify.attributes"),
         ({"verify.recognition": 1.5}, "less than or equal to 1"),
     ],

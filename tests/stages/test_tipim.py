@@ -155,6 +155,15 @@ def test_rounding_never_leaves_an_l2_ball_and_moves_no_value_by_a_grey_level(
         assert (squares.mean(1).sqrt() > 0.95 * away(exact, real).square().flatten(1).mean(1).sqrt()).all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_mask_that_is_no_number_is_refused_instead_of_painted_black(norm: str) -> None:
+    real = planes(crops(1))
+    broken = real.double()
+    broken[0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="not finite"):
+        quantise(broken, real, 3.0, norm)  # type: ignore[arg-type]
+
+
 def test_a_point_well_inside_the_ball_is_only_rounded() -> None:
     real = planes(crops(2))
     exact = (real + torch.rand(real.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 255)
