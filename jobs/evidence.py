@@ -7,6 +7,7 @@ attack does not look again.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,8 +16,11 @@ import numpy as np
 
 from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline import publish, ray_data, steps
+from facecrowd.pipeline.attributes import truth
 from facecrowd.pipeline.config import ReleaseConfig
-from facecrowd.pipeline.errors import ConfigError
+from facecrowd.pipeline.errors import ConfigError, InputError
+from facecrowd.pipeline.photos import read_table
+from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.record import Record, predictions, recorded_predictors
 from facecrowd.pipeline.schema import FACES, LINK, PLAN, RENDERED, RENDERED_PHOTOS
@@ -148,8 +152,8 @@ class Evidence:
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
-        """Attributes of the originals → (N,) int8: 1, 0, and -1 where unknown. What the input brought, and for the rest
-        what the steering predictor took it for."""
+        """Attributes of the originals → (N,) int8: 1, 0, and -1 where unknown. What the input brought, of attributes that
+        the policy does not name too, and for the rest what the steering predictor took it for."""
         known: dict[str, np.ndarray] = {}
         predictors = recorded_predictors(self.record, self.workspace)
         if predictors.steer is not None:
@@ -159,10 +163,28 @@ class Evidence:
             for at, name in enumerate(NAMES):
                 p = found[:, at]
                 known[name] = np.where(np.isnan(p), -1, p >= predictors.steer.threshold[at]).astype(np.int8)
-        for name, values in self.plan.originals.items():
-            cells = [{"1": 1, "0": 0}.get(value, -1) for value in values]
-            known[name] = np.array(cells, dtype=np.int8)
-        return known
+        known |= self._of_the_table()
+        return known | {name: truth(values) for name, values in self.plan.originals.items()}
+
+    def _of_the_table(self) -> dict[str, np.ndarray]:
+        """What the release's table of attributes says of the originals, where it is still to be had."""
+        asked = self.config.input
+        try:
+            table = read_table(asked.attributes or "", "input.attributes") if asked.attributes else None
+        except InputError:
+            return {}
+        if table is None or asked.attributes_key not in table.column_names:
+            return {}
+        keys = [str(key) for key in table[asked.attributes_key].to_pylist()]
+        at = {key: row for row, key in enumerate(keys)}
+        photos = [str(photo) for photo in self.plan.photo]
+        rows = np.array([at.get(photo, at.get(posixpath.basename(photo), -1)) for photo in photos])
+        found = {}
+        for name in predictable():
+            if name in table.column_names:
+                values = truth(table[name].to_pylist())
+                found[name] = np.where(rows >= 0, values[rows], -1).astype(np.int8)
+        return found
 
     def groups(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Demographic groups of the originals: attribute → (N,) str, "1", "0", "" where unknown."""

@@ -12,6 +12,7 @@ import pytest
 
 from facecrowd.jobs.evidence import Evidence
 from facecrowd.pipeline import ray_data
+from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Execute, Outcome
@@ -65,6 +66,28 @@ def test_recognisers_see_what_the_release_saw_and_look_only_once(
 def test_recognisers_whose_files_are_not_here_are_not_fetched(found: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "at_hand", lambda name, task, folder: name == "sface")
     assert found.recognisers() == (OWN, "sface")
+
+
+def test_attributes_are_known_that_no_policy_names(
+    settings: Callable[..., ReleaseConfig],
+    make_release: Callable[..., Outcome],
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    """Of the table that the input came with, by a photo's path or its name."""
+    names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))
+    (tmp_path / "table.csv").write_text(
+        "image_id,Male,Nobody\n" + "".join(f"{name},{i % 2 * 2 - 1},1\n" for i, name in enumerate(names[:-1]))
+    )
+    more = {"method.name": "blur", "policy.k": None, "input.attributes": str(tmp_path / "table.csv")}
+    made = make_release(settings(tmp_path / "release", **more))
+    found = Evidence(made.release.url, made.workspace.url)
+    assert set(found.labels) == {"Male"}
+    said = {name: i % 2 for i, name in enumerate(names[:-1])} | {names[-1]: -1}
+    assert {str(p): v for p, v in zip(found.plan.photo, found.labels["Male"].tolist(), strict=True)} == said
+    assert set(found.groups(["Male", "Young"])["Male"]) == {"0", "1", ""}
+    (tmp_path / "table.csv").unlink()
+    assert Evidence(made.release.url, made.workspace.url).labels == {}
 
 
 def test_a_workspace_that_did_not_make_the_release_is_refused(
