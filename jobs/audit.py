@@ -559,7 +559,7 @@ SECTIONS = ("identity", "linkage", "membership", "table", "utility", "inference"
 def measure(evidence: Evidence, order: Order, report: dict[str, Any], progress: Progress) -> Measured:
     """Every section, as thoroughly as is asked; what was measured before is read again."""
     sections = _Sections(evidence, order, report, progress)
-    labels = [(name, hashlib.sha256(values).hexdigest()) for name, values in sorted(evidence.labels.items())]
+    labels = [(name, hashlib.sha256(values.tobytes()).hexdigest()) for name, values in sorted(evidence.labels.items())]
     told = (SCHEMA, VERSION, version("facecrowd"), evidence.card, sections.recognisers, order.groups, order.faces)
     kept = evidence.workspace.folder.child("audits", fingerprint(*told, labels))
     figures: list[Figure] = []

@@ -152,8 +152,8 @@ class Evidence:
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
-        """Attributes of the originals → (N,) int8: 1, 0, and -1 where unknown. What the input brought, of attributes that
-        the policy does not name too, and for the rest what the steering predictor took it for."""
+        """Attributes of the originals → (N,) int8: 1, 0, and -1 where unknown. What the input brought, whether or not
+        the policy names it, and for the rest what the steering predictor took it for."""
         known: dict[str, np.ndarray] = {}
         predictors = recorded_predictors(self.record, self.workspace)
         if predictors.steer is not None:
