@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +296,72 @@ def test_what_a_shared_catalog_still_tells_is_what_is_said(outside: Any, tmp_pat
     entries = [e for m in first.manifests(table.io) for e in m.fetch_manifest_entry(table.io, discard_deleted=False)]
     bounds = {bound for entry in entries for bound in entry.data_file.lower_bounds.values()}
     assert b"aaaaaaaaaaaaaaaa" in bounds  # truncated to 16 bytes, as people's names would be
+
+
+# --------------------------------------------------------------------------------------------------- an object store
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A client of an S3 server on loopback with the bucket ``private``, and a catalog ``s3`` for its tables."""
+    server_module = pytest.importorskip("moto.server", reason="the S3 server of the tests is moto's")
+    pytest.importorskip("s3fs")
+    import boto3
+    import s3fs
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint, access = f"http://{host}:{port}", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    for name in access:
+        monkeypatch.setenv(name, "loopback")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    catalog = {"TYPE": "sql", "URI": f"sqlite:///{tmp_path}/catalog.db", "WAREHOUSE": "s3://private/warehouse"}
+    catalog |= {"S3__ENDPOINT": endpoint, "S3__ACCESS_KEY_ID": "loopback", "S3__SECRET_ACCESS_KEY": "loopback"}
+    for name, value in {**catalog, "S3__REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"PYICEBERG_CATALOG__S3__{name}", value)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="private")
+    yield client
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def keys(client: Any) -> list[str]:
+    return [item["Key"] for item in client.list_objects_v2(Bucket="private").get("Contents", [])]
+
+
+def test_a_workspace_on_an_object_store_goes_with_its_rows_and_metadata_that_others_need_stay(bucket: Any) -> None:
+    for name, run in (("a", "a" * 16), ("b", "b" * 16)):
+        fill(Workspace(f"s3://private/{name}", "s3"), run)
+    bucket.put_object(Bucket="private", Key="a-released/manifest.parquet", Body=b"released")
+    with pytest.raises(ConfigError, match="name it with --catalog NAME"):
+        forget("s3://private/a", yes=True)
+    # The first workspace of a catalog holds the metadata of its tables.
+    report, lines = forget("s3://private/a", catalog="s3", yes=True)
+    assert not report["met"]
+    assert any(line.startswith("LEFT: iceberg/members: the metadata of a table") for line in lines)
+    assert {key.split("/")[1] for key in keys(bucket) if key.startswith("a/")} == {"iceberg", "forgetting"}
+    assert rows(load_catalog("s3")) == ["b" * 16]
+    assert forget("s3://private/b", catalog="s3", yes=True)[0]["met"]
+    # With nobody left who needs it, the rest goes too.
+    assert forget("s3://private/a", catalog="s3", yes=True)[0]["met"]
+    assert keys(bucket) == ["a-released/manifest.parquet"]
+
+
+def test_a_bucket_that_keeps_versions_is_said_to_keep_the_key(bucket: Any) -> None:
+    workspace = Workspace("s3://private/a", "s3")
+    fill(workspace, "a" * 16)
+    secret = workspace.folder.read("run.key")
+    assert not any("versions" in line for line in forget("s3://private/a", catalog="s3")[1])
+    bucket.put_bucket_versioning(Bucket="private", VersioningConfiguration={"Status": "Enabled"})
+    bucket.put_object(Bucket="private", Key="a/run.key", Body=secret)
+    _, lines = forget("s3://private/a", catalog="s3", yes=True)
+    assert any("the run key and every object are still there as older versions" in line for line in lines)
+    # And there it is.
+    versions = bucket.list_object_versions(Bucket="private", Prefix="a/run.key")["Versions"]
+    bodies = [bucket.get_object(Bucket="private", Key="a/run.key", VersionId=v["VersionId"]) for v in versions]
+    assert secret in [body["Body"].read() for body in bodies]
