@@ -303,7 +303,8 @@ def _withdraw(workspace: Workspace, held: Holdings) -> tuple[set[str], list[str]
             continue
         if ours:
             runs = {path.rsplit("/", 2)[1] for path in ours}
-            table.delete(In(term=Reference("run"), values=runs), snapshot_properties={"facecrowd.forgotten": str(len(runs))})
+            said = {"facecrowd.forgotten": str(len(runs))}
+            table.delete(In(term=Reference("run"), values=runs), snapshot_properties=said)
         if _address(table.location()).startswith(f"{base}/"):
             kept.add(name)
             left.append(
