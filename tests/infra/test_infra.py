@@ -171,7 +171,7 @@ def test_secrets_are_named_and_never_written(name: str) -> None:
 def told(text: str) -> list[str]:
     """What looks like a secret: one that is given a value, or a long random word."""
     given = re.findall(r"\b(\w*(?:SECRET|PASSWORD|TOKEN|CREDENTIAL|ACCESS_KEY)\w*)[\"']?[=:] *(\S+)", text)
-    written = [f"{name}={value}" for name, value in given if not value.lstrip("\"'").startswith(("$", "/run/"))]
+    written = [f"{name}={value}" for name, value in given if not value.lstrip("\"'").startswith(("$", "?", "/run/"))]
     return written + re.findall(r"\b(?=[a-zA-Z]*\d)(?=\d*[a-zA-Z])[a-zA-Z0-9]{24,}\b", text)
 
 
