@@ -31,6 +31,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +202,12 @@ def _search(asked: Sweep) -> Any:
                 result, error = None, True
             super().on_trial_complete(trial_id, result, error)
 
-    def space(trial: Any) -> None:
-        asked.suggested(trial)
-
-    goals = asked.goals
+    space, goals = partial(_suggest, asked), asked.goals  # Ray pickles it, so it is no closure
     return Search(space, metric=[goal.name for goal in goals], mode=[goal.goal for goal in goals], seed=asked.seed)
+
+
+def _suggest(asked: Sweep, trial: Any) -> None:
+    asked.suggested(trial)
 
 
 def _say(tune: Any, asked: Sweep, progress: Progress) -> Any:

@@ -118,8 +118,10 @@ def released_as(asked: Sweep, trial: Trial) -> str:
 
         stored = whatif.read(str(asked.release), asked.workspace_path)
         config = replanned(stored.config, trial.point)
-        places = {"path": str(asked.folder / "picked")}
-        config = config.model_copy(update={"release": config.release.model_copy(update=places)})
+        release = config.release.model_copy(update={"path": str(asked.folder / "picked")})
+        # In the workspace it was planned in, by the same draws.
+        workspace = config.workspace.model_copy(update={"path": asked.workspace_path})
+        config = config.model_copy(update={"release": release, "workspace": workspace})
     else:
         config = asked.config(trial.point)
     text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
@@ -181,6 +183,9 @@ def lines(swept: Swept) -> list[str]:
     out = [f"{len(swept.trials)} trials: {told}; {len(swept.front)} on the Pareto front; {swept.seconds:.1f} s"]
     reasons = dict.fromkeys(trial.why for trial in swept.trials if trial.why)
     out += [f"  {why}" for why in itertools.islice(reasons, 5)]
+    for goal in asked.goals:
+        if tally[DONE] and all(trial.value(goal) is None for trial in swept.trials):
+            out.append(f"  {goal.name}: no trial has a figure {goal.selector.text}")
     if not asked.pick:
         return [*out, f"page: {asked.folder / 'sweep.html'}"]
     if swept.picked is None:

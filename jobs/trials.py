@@ -36,6 +36,7 @@ from facecrowd.jobs.space import (
     limits,
 )
 from facecrowd.pipeline import config as configs
+from facecrowd.pipeline import presets
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import (
     ConfigError,
@@ -370,7 +371,8 @@ def prepared(sweep: Sweep) -> Job:
         about = dict.fromkeys(first, (fingerprint(VERSION, stored.record.card), "plan"))
         measure = planned(stored)
     else:
-        first = _first(by_arm, sweep.config)
+        # A place where nothing is: what was released to the pick's is no obstacle to another search.
+        first = _first(by_arm, partial(sweep.config, place=sweep.folder / "trials" / "none"))
         about = {method: _looked_at(sweep, config) for method, config in first.items()}
         measure = whole(sweep)
     sweep.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -431,7 +433,8 @@ def _attributes(arm: Arm) -> set[str]:
         whole, _, name = key.rstrip("]").partition("[")
         if whole in ("policy.quasi_identifiers", "policy.sensitive"):
             lists = [[name]] if name else value if key not in arm.constants else [value]
-            found |= {one for some in lists for one in (some if isinstance(some, list) else [some])}
+            named = [one for some in lists for one in (some if isinstance(some, list) else [some])]
+            found |= {each for one in named for each in (presets.names(one) if one in presets.PRESETS else (one,))}
     return found
 
 

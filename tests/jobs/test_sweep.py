@@ -484,7 +484,10 @@ def test_a_table_sweep_may_change_the_method_and_which_attributes_are_released(s
     assert {s for key, s in status.items() if key[1]} == {DONE}
     text = released_as(sweep, next(t for t in swept.trials if t.point.method == "translation" and t.status == DONE))
     (tmp_path / "again.yaml").write_text(text)
-    assert configs.load(tmp_path / "again.yaml").method.planner == "mondrian"
+    config = configs.load(tmp_path / "again.yaml")
+    assert (config.method.planner, config.workspace_path) == ("mondrian", str(stored.folder))
+    assert config.release.path == str(tmp_path / "picked")
+    assert config.input.path == stored.config.input.path
 
 
 @pytest.mark.parametrize(
