@@ -27,6 +27,7 @@ of many trials is better by luck than it will be again.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,6 +136,9 @@ def _tune(job: Job, progress: Progress) -> list[Trial]:
 
     from facecrowd.pipeline import ray_data
 
+    # What a trial raised is in its row; Tune's own account of it would only stand above it.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
     with ray_data.session(job.compute.address, job.compute.cpus):
         tuner = _tuner(job, tune, marker.with_suffix(""), progress)
         grid = tuner.fit()
@@ -144,11 +148,15 @@ def _tune(job: Job, progress: Progress) -> list[Trial]:
     for result in grid:
         config = result.config or {}
         point = points_of[config["point"]] if points_of is not None else asked.recovered(config)
-        why = "" if result.error is None else " ".join(str(result.error).split()).rsplit("): ", 1)[-1]
+        why = "" if result.error is None else _last_line(ray_data.root_cause(result.error))
         found.append(_found(job, point, known, why))
     if not any(trial.status == FAILED for trial in found):
         marker.write_text(json.dumps([trial.point.as_dict() for trial in found]))
     return found
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _tuner(job: Job, tune: Any, place: Path, progress: Progress) -> Any:
@@ -219,6 +227,10 @@ def _say(tune: Any, asked: Sweep, progress: Progress) -> Any:
             told = trial.last_result or {}
             figures = [f"{name} {told[name]:.4g}" for name in names if told.get(name) is not None]
             Progress(quiet).say(f"sweep: {', '.join([f'trial {self.made}', str(told.get('status')), *figures])}")
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.made += 1
+            Progress(quiet).say(f"sweep: trial {self.made}, failed")
 
     quiet, names = progress.quiet, list(asked.objectives)
     return Say()
