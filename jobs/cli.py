@@ -552,6 +552,27 @@ def whatif(
     _write_json(json_file, rows)
 
 
+@app.command(epilog="Example: `facecrowd forget released.workspace --yes`")
+@speaking
+def forget(
+    workspace: Annotated[str, typer.Argument(help="The workspace: a folder, or any fsspec URL.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Destroy it; without, say what would be, and exit 2.")] = False,
+    catalog: Annotated[
+        str | None,
+        typer.Option(help="PyIceberg catalog outside that holds its tables; 'none': it is gone for good."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Destroy a workspace, run key first, so that nothing leads from its releases back to their sources."""
+    from facecrowd.jobs.forget import forget as destroy
+
+    report, lines = destroy(workspace, catalog, yes)
+    for line in lines:
+        print(line)
+    _write_json(json_file, report)
+    raise typer.Exit(OK if report["met"] else NOT_MET if report["destroyed"] else BAD_INPUT)
+
+
 @app.command(epilog="Example: `facecrowd demo --output demo-output`")
 @speaking
 def demo(

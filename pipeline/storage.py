@@ -207,6 +207,11 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind)
 
 
+COMMIT_TRIES = 10
+NO_RETRIES = {"commit.retry.num-retries": "0"}
+"""PyIceberg's own retry adds the files again, on top of those of another job that committed the same run meanwhile."""
+
+
 @dataclass
 class Workspace:
     """The private side of a release: run key, parts, Iceberg catalog and lock."""
@@ -307,33 +312,50 @@ class Workspace:
         return {snapshot.snapshot_id: _run_of(snapshot) for snapshot in table.snapshots()}
 
     def commit(self, parts: Parts, count: int) -> None:
-        """Add the run's parts to its Iceberg table, exactly once.
+        """Add the run's parts to its Iceberg table, exactly once, whoever else commits at the same time.
 
         Raises WorkspaceError when a part is missing.
         """
+        from pyiceberg.exceptions import CommitFailedException
+
         missing = sorted(set(range(count)) - parts.done())
         if missing:
             raise WorkspaceError(f"{parts.manifest.name}: {len(missing)} of {count} parts are missing; run it again")
         catalog = self.catalog()
         catalog.create_namespace_if_not_exists(NAMESPACE)
         location = None if self.folder.local is not None else self.folder.child("iceberg", parts.manifest.name).url
+        name = self._identifier(parts.manifest)
         table = catalog.create_table_if_not_exists(
-            self._identifier(parts.manifest), schema=parts.manifest.arrow, location=location
+            name, schema=parts.manifest.arrow, location=location, properties=NO_RETRIES
         )
-        if any(_run_of(snapshot) == parts.run for snapshot in table.snapshots()):
-            return
-        if {field.name for field in table.schema().fields} != set(parts.manifest.arrow.names):
-            # Made by an earlier version of the manifests; its rows have nulls in the new columns.
-            with table.update_schema() as update:
-                update.union_by_name(parts.manifest.arrow)
         base = f"file://{parts.folder.local.resolve()}" if parts.folder.local is not None else parts.folder.url
         files = [f"{base}/{parts.name(part)}" for part in range(count)]
-        with table.transaction() as transaction:
-            transaction.add_files(files, snapshot_properties={"facecrowd.run": parts.run})
+        for left in reversed(range(COMMIT_TRIES)):
+            if any(_run_of(snapshot) == parts.run for snapshot in table.snapshots()):
+                return
+            try:
+                _add(table, parts, files)
+                return
+            except CommitFailedException:
+                if not left:
+                    raise
+                table = catalog.load_table(name)
 
     @staticmethod
     def _identifier(manifest: Manifest) -> tuple[str, str]:
         return (NAMESPACE, manifest.name)
+
+
+def _add(table: Any, parts: Parts, files: list[str]) -> None:
+    if not NO_RETRIES.items() <= table.properties.items():
+        with table.transaction() as transaction:
+            transaction.set_properties(NO_RETRIES)
+    if {field.name for field in table.schema().fields} != set(parts.manifest.arrow.names):
+        # Made by an earlier version of the manifests; its rows have nulls in the new columns.
+        with table.update_schema() as update:
+            update.union_by_name(parts.manifest.arrow)
+    with table.transaction() as transaction:
+        transaction.add_files(files, snapshot_properties={"facecrowd.run": parts.run})
 
 
 def _run_of(snapshot: Any) -> str | None:

@@ -330,7 +330,7 @@ def commands() -> list[tuple[str, list[str]]]:
     return out
 
 
-BEING_WIRED = {"forget", "sweep"}
+BEING_WIRED = {"sweep"}
 
 
 @pytest.mark.parametrize("where, words", commands())

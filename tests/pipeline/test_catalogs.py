@@ -401,7 +401,6 @@ def forestall(rest: Rest, act: Callable[[], Any]) -> None:
     rest.trouble = trouble
 
 
-@pytest.mark.xfail(strict=True, reason="PyIceberg's own retry adds the files again on top of the other job's commit")
 def test_two_jobs_that_commit_the_same_run_at_once_commit_it_once(
     rest: Rest, configured: Catalogs, tmp_path: Path
 ) -> None:
