@@ -78,13 +78,14 @@ def identity_figures(
     *,
     groups: Mapping[str, np.ndarray] | None = None,
     classes: np.ndarray | None = None,
-    bound: float | None = None,
+    bound: float | np.ndarray | None = None,
     most: int = MOST,
 ) -> list[Figure]:
     """Of each recogniser and gallery: rank1, rank5 and tar at each false-accept rate, and rank1 of each group.
 
     classes, bound : given both, for methods whose guarantee is formal, ``p-value`` of the hypothesis that the people of
-        a class are named no more often than ``bound`` (1 / k), whose verdict is its note (``privacy.bound``)
+        a class are named no more often than ``bound`` (1 / k, or (n,) that of each face's class), whose verdict is its
+        note (``privacy.bound``), and whose ``low`` is the p-value that naming everybody would have
     most : probes at most; whole people are drawn
     """
     who = np.asarray(subject).astype(str)
@@ -145,7 +146,7 @@ def _of_gallery(
     rng: np.random.Generator,
     groups: Mapping[str, np.ndarray],
     classes: np.ndarray | None,
-    bound: float | None,
+    bound: float | np.ndarray | None,
 ) -> list[Figure]:
     blank = Figure("identity", "", by, gallery, better="lower", note=seen.note)
     forms = [replace(blank, name=f"rank{rank}") for rank in (1, 5)]
@@ -173,8 +174,10 @@ def _of_gallery(
         few = "fewer than ten of them decide" if far * found.impostor_pairs < 10 else ""
         out += people.mean(replace(form, note=joined(pairs, few, form.note, alone)), accepted, rate=True)
     if classes is not None and bound is not None:
-        test = bound_test(found.search.success(1), who[mated], np.asarray(classes)[here][mated], bound)
-        form = replace(blank, name="p-value", at=bound, better="", note=joined(test.text, seen.note, alone))
+        limit = np.broadcast_to(np.asarray(bound, np.float64), np.shape(classes))[here][mated]
+        test = bound_test(found.search.success(1), who[mated], np.asarray(classes)[here][mated], limit)
+        note = joined(test.text, seen.note, alone)
+        form = replace(blank, name="p-value", at=float(limit.max()), low=test.least, better="", note=note)
         out.append(replace(form, value=test.p, faces=int(mated.sum()), subjects=test.subjects))
     return out
 

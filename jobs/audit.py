@@ -47,7 +47,7 @@ from facecrowd.pipeline.record import (
     rendered_hashes,
     what_was_looked_at,
 )
-from facecrowd.pipeline.schema import JUDGED, RENDERED, VERSION
+from facecrowd.pipeline.schema import JUDGED, RENDERED, SURROGATES, VERSION
 from facecrowd.pipeline.shown import shown
 from facecrowd.pipeline.storage import Folder, Parts, fingerprint, to_parquet
 from facecrowd.pipeline.witnesses import Seen
@@ -107,7 +107,11 @@ class Order:
         known = predictable()
         if strange := [name for name in _names(groups) if name not in known]:
             raise ConfigError(f"--groups: {strange[0]} is no attribute that is known of faces")
-        where = output or (None if depth == "checks" else f"{release.rstrip('/')}-audit")
+        private = "-audit-private" if originals else "-audit"
+        where = output or (None if depth == "checks" else f"{release.rstrip('/')}{private}")
+        for url in baselines:
+            if not Folder(url).exists("audit.json"):
+                raise ConfigError(f"--baselines {url}: no audit.json in it; give the folder of an audit")
         asked: Any = depth
         named = (_names(recognisers), _names(groups))
         return cls(where, asked, *named, faces, originals, baselines=tuple(baselines))
@@ -134,12 +138,12 @@ def audit_release(
     report, evidence = read_audit(release), None
     found = Measured((), attackers.CURVES.empty_table())
     if workspace is None:
-        origin = "recorded when the release was made; give --workspace to measure again"
+        origin = f"{page.RECORDED}; give --workspace to measure again"
     else:
         evidence = Evidence(url, workspace)
         report, seen = _again(evidence, len(rows), progress)
         hits += _traces(evidence, release, expected, rows, seen)
-        origin = "measured again, on the pixels of the released files"
+        origin = page.MEASURED
         if order.depth != "checks":
             found = measure(evidence, order, report, progress)
     lines = [f"{len(rows)} images, {listed} files: all as published", f"figures: {origin}"]
@@ -166,25 +170,29 @@ def audit_snapshot(
     if order.depth != "checks":
         found = measure(evidence, order, report, progress)
     lines = [f"snapshot {snapshot}: {len(images)} images, as the workspace keeps them; no folder was scanned for leaks"]
-    return _stated(report, [], found, evidence, _Faces(None, [], evidence), order, lines)
+    return _stated(report, None, found, evidence, _Faces(None, [], evidence), order, lines)
 
 
 def _stated(
     report: dict[str, Any],
-    hits: Sequence[leaks.Leak],
+    hits: Sequence[leaks.Leak] | None,
     found: Measured,
     evidence: Evidence | None,
     faces: _Faces,
     order: Order,
     lines: list[str],
 ) -> tuple[dict[str, Any], list[str]]:
-    """The whole report, written where that is asked for, and its lines."""
-    report["leaks"] = [asdict(hit) for hit in hits]
-    report["met"] = report["met"] and not hits
+    """The whole report, written where that is asked for, and its lines; ``hits``: None where nothing was scanned."""
+    refuted = _refuted(found.figures)
+    if refuted is not None:
+        report["requirements"] = [*report["requirements"], refuted]
+    report["leaks"] = None if hits is None else [asdict(hit) for hit in hits]
+    report["met"] = report["met"] and not hits and refuted is None
     lines += summary.verdict_lines(report)
     if order == Order():
         return report, lines
     report |= {"schema": SCHEMA, "figures": [one.as_dict() for one in found.figures]}
+    report["figures_origin"] = page.RECORDED if evidence is None else page.MEASURED
     report["not_measured"] = _not_measured(found.figures, evidence, order)
     if faces.release is None:
         report["not_measured"].append({"what": "leak scan", "why": "a snapshot has no folder; audit the release"})
@@ -193,6 +201,18 @@ def _stated(
         write(Folder(order.output), report, found, evidence, faces, order)
         lines.append(f"report: {Folder(order.output).at('report.html')}")
     return report, lines
+
+
+def _refuted(figures: Sequence[Figure]) -> dict[str, Any] | None:
+    """The claimed bound as a requirement that is not met, where an attack refutes it."""
+    tests = [f for f in figures if (f.section, f.name) == ("identity", "p-value") and f.value is not None]
+    level = page.REFUTED / max(len(tests), 1)
+    worst = min(tests, key=lambda f: f.value or 0.0, default=None)
+    if worst is None or worst.value is None or worst.value > level:
+        return None
+    kind = f"measured with {worst.by}, {worst.setting}"
+    found = {"asked": level, "found": worst.value, "met": False, "kind": kind, "note": worst.note}
+    return {"name": "p of the bound", **found}
 
 
 def _checked(release: Folder) -> tuple[list[dict[str, Any]], int, set[str], list[leaks.Leak]]:
@@ -346,9 +366,30 @@ def _traces(
     name_of = dict(zip(evidence.row.tolist(), evidence.name.tolist(), strict=True))
     names = [str(name_of[row]) for row in seen.row.tolist()]
     then = what_was_looked_at(record, workspace, recorded_predictors(record, workspace)).perturbations
+    hits += _strangers(evidence)
     # A perturbation hides a face from the very recogniser that would know it again.
     faces_of = [seen.embedding, *([] if then is None else [then.embedding[seen.row]])]
     return hits + [leak for of in faces_of for leak in traces.resembling(of, names, evidence.plan.embedding, cut)]
+
+
+def _strangers(evidence: Evidence) -> list[leaks.Leak]:
+    """Released images of k-same that are none of those rendered for their class, of which the bound is."""
+    config, record = evidence.config, evidence.record
+    if not config.method.of_class or config.output != "crop":
+        return []
+    parts = evidence.workspace.parts(SURROGATES, record.runs["rendered"])
+    made: dict[int, set[str]] = {}
+    for part in sorted(parts.done()):
+        for row in parts.read(part, ["class_id", "image"]).to_pylist():
+            if row["image"] is not None:
+                made.setdefault(row["class_id"], set()).add(hashlib.sha256(row["image"]).hexdigest())
+    what = "the image is none of those that were rendered for its class"
+    classes = evidence.plan.class_id[evidence.row].tolist()
+    return [
+        leaks.Leak("not the class's face", str(link["name"]), what)
+        for link, class_id, data in zip(evidence.links, classes, evidence.files(), strict=True)
+        if hashlib.sha256(data).hexdigest() not in made.get(class_id, set())
+    ]
 
 
 def _same_judge(judge: attributes.Predictor | None, folder: str | None) -> str | None:
@@ -379,7 +420,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class _Sections:
+class Sections:
     """The sections of an audit, each measured when it is asked for."""
 
     evidence: Evidence
@@ -389,7 +430,12 @@ class _Sections:
 
     def identity(self) -> list[Figure]:
         e, formal = self.evidence, self.report["guarantee"]["kind"] == "formal"
-        bound = 1 / self.report["classes"]["effective_k"] if formal and self.report["classes"] else None
+        bound = None
+        if formal and self.classes is not None:
+            # Of a class of n people at most 1 / n are named; photo counts tilt faces, not people.
+            member = np.unique(self.classes, return_inverse=True)[1]
+            pairs = {*zip(member.tolist(), e.subject[e.row].tolist(), strict=True)}
+            bound = 1 / np.bincount([at for at, _ in pairs])[member]
         found = attacks.identity_figures(
             {**self.embedded, **self.unperturbed},
             e.subject,
@@ -558,7 +604,7 @@ SECTIONS = ("identity", "linkage", "membership", "table", "utility", "inference"
 
 def measure(evidence: Evidence, order: Order, report: dict[str, Any], progress: Progress) -> Measured:
     """Every section, as thoroughly as is asked; what was measured before is read again."""
-    sections = _Sections(evidence, order, report, progress)
+    sections = Sections(evidence, order, report, progress)
     labels = [(name, hashlib.sha256(values.tobytes()).hexdigest()) for name, values in sorted(evidence.labels.items())]
     told = (SCHEMA, VERSION, version("facecrowd"), evidence.card, sections.recognisers, order.groups, order.faces)
     kept = evidence.workspace.folder.child("audits", fingerprint(*told, labels))
@@ -587,7 +633,8 @@ def _parquet(data: bytes) -> pa.Table:
 def _not_measured(figures: Sequence[Figure], evidence: Evidence | None, order: Order) -> list[dict[str, str]]:
     """What could not be measured, and why."""
     if evidence is None:
-        return [{"what": name, "why": "needs the workspace (--workspace)"} for name in SECTIONS]
+        needs = (*SECTIONS, "copies and likenesses of originals, orders, names and columns that lead to a person")
+        return [{"what": name, "why": "needs the workspace (--workspace)"} for name in needs]
     if order.depth == "checks":
         return [{"what": name, "why": "not asked for (--depth)"} for name in SECTIONS]
     out = [{"what": "trained networks (T1 to T3)", "why": "--depth full"}] if order.depth == "quick" else []
@@ -621,7 +668,7 @@ def told(figures: Sequence[Figure]) -> list[str]:
 def write(
     folder: Folder, report: dict[str, Any], found: Measured, evidence: Evidence | None, faces: _Faces, order: Order
 ) -> None:
-    """The report's files, the page last."""
+    """The report's files, the page last. One that shows originals is for its owner's eyes alone."""
     classes, t = _classes(evidence)
     numbered = {"class": np.arange(len(classes)), "subjects": classes}
     crowds = pa.table({**numbered, **{f"t {name}": values for name, values in t.items()}})
@@ -643,6 +690,10 @@ def write(
         snapshot=None if evidence is None else evidence.snapshot,
     )
     folder.write(page.write(report, found.figures, extra).encode(), "report.html")
+    if originals is not None and folder.local is not None:
+        folder.local.chmod(0o700)
+        for name in FILES:
+            (folder.local / name).chmod(0o600)
 
 
 def _classes(evidence: Evidence | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:

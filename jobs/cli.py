@@ -552,6 +552,27 @@ def whatif(
     _write_json(json_file, rows)
 
 
+@app.command(epilog="Example: `facecrowd sweep sweep.yaml --pick 'rank1<=0.02'`")
+@speaking
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML: what to search, by what, and what to minimise or maximise.")],
+    pick: Annotated[
+        str, typer.Option(help="Write the release's config of the cheapest point that satisfies this (rank1<=0.02).")
+    ] = "",
+    json_file: JsonFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the front.")] = False,
+) -> None:
+    """Search policies, methods and strengths for what protects most and costs least (needs facecrowd[sweep])."""
+    from facecrowd.jobs import space, swept
+    from facecrowd.jobs import sweep as job
+
+    found = job.sweep(space.load(config, pick), Progress(quiet))
+    for line in swept.lines(found):
+        print(line)
+    _write_json(json_file, found.as_dict())
+    raise typer.Exit(UNFINISHED if found.failed else OK if found.met else NOT_MET)
+
+
 @app.command(epilog="Example: `facecrowd forget released.workspace --yes`")
 @speaking
 def forget(

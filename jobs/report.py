@@ -100,6 +100,7 @@ EVERY = "mean of attributes"
 """What a figure of use is called that is of all attributes."""
 
 REFUTED = 0.05
+RECORDED, MEASURED = "recorded when the release was made", "measured again, on the pixels of the released files"
 """A p-value under this refutes a bound; divided by the number of tests where there are several."""
 
 WHY_NOT = "no figure of it in this audit"
@@ -228,6 +229,9 @@ def sentence(report: Mapping[str, Any]) -> str:
     met = _met(report)
     if met is None:
         return "Not measured: this audit holds no verdict."
+    if report.get("figures_origin") == RECORDED:
+        now = sentence({**report, "figures_origin": None})
+        return f"{now} So it was recorded when the release was made; nothing was measured again."
     if not met:
         failed = [
             f"{_named(r)} is {_value(r, r.get('found'))} where {_bound(r)} was asked"
@@ -490,9 +494,12 @@ def _recognition(row: Mapping[str, Any], report: Mapping[str, Any], figures: Seq
         if bound is not None and between is not None:
             way = "above" if between[0] > bound else "below" if between[1] < bound else "consistent with"
             text += f", {way} 1/{plain(float(row['asked']))} = {percent(bound)}"
-        tests = [f.value for f in figures if f.section == "identity" and f.name == "p-value" and f.value is not None]
+        held = [f for f in figures if f.section == "identity" and f.name == "p-value" and f.value is not None]
+        tests, least = [f.value for f in held if f.value is not None], [f.low for f in held if f.low is not None]
         if tests and min(tests) < REFUTED / len(tests):
             text += f"; the bound is refuted, p = {plain(min(tests))}"
+        elif tests and min(least, default=0.0) > REFUTED:
+            text += "; by wager the bound cannot be tested with so few classes"
         elif tests:
             of = f"smallest p of {len(tests)} tests" if len(tests) > 1 else "p ="
             text += f"; the bound is not refuted, {of} {plain(min(tests))}"

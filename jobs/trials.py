@@ -292,11 +292,11 @@ def measured(
 
     recognisers : who attacks; none for those that the search may see
     """
-    from facecrowd.jobs.audit import Order, _Sections
+    from facecrowd.jobs.audit import Order, Sections
 
     asked = tuple(recognisers) or attacking(sweep, evidence.config)
     order = Order(depth="quick", recognisers=asked, faces=sweep.faces)
-    sections = _Sections(among(evidence, people), order, report, Progress(quiet=True))
+    sections = Sections(among(evidence, people), order, report, Progress(quiet=True))
     found: list[dict[str, Any]] = []
     for name in dict.fromkeys(goal.selector.section for goal in sweep.goals if goal.selector.section != "plan"):
         if recognisers and name not in ATTACKED:

@@ -39,7 +39,7 @@ def verdict_lines(audit: Audit) -> list[str]:
     lines += attribute_lines(audit)
     lines += translation.lines(audit.get("translation"))
     lines += perturbation.lines(audit.get("perturbation"))
-    lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"]]
+    lines += [f"LEAK {leak_lines([leak])}" for leak in audit["leaks"] or ()]
     return [*lines, conclusion(audit)]
 
 

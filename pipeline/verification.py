@@ -110,18 +110,22 @@ def _recognised(most: float, plan: Plan, seen: Seen, rng: np.random.Generator) -
     assert seen.embedding is not None
     assert seen.originals is not None
     subject = plan.subject_id.astype(str)
-    usable = (seen.embedding != 0).any(axis=1)
-    enrolled = np.flatnonzero((seen.originals != 0).any(axis=1) & (subject != ""))
-    share = np.zeros(len(seen.row))
-    if not usable.any() or not len(enrolled):
-        return Found("recognition", most, 0.0, share)
-    rows = seen.row[usable]
-    result = identify(seen.embedding[usable], subject[rows], seen.originals[enrolled], subject[enrolled], rng=rng)
-    success = np.where(result.tied > 0, (result.above == 0) / np.maximum(result.tied, 1), 0.0)
-    person = np.unique(subject[rows], return_inverse=True)[1]
-    share[usable] = success / np.bincount(person)[person] / result.subjects
-    rate = result.rank_one
-    return Found("recognition", most, rate.per_subject, share, rate.low, rate.high)
+    if not len(seen.row):
+        return Found("recognition", most, 0.0, np.zeros(0))
+    # The attacker knows who is in the release: people who were left out make nobody hard to find.
+    people, person = np.unique(subject[seen.row], return_inverse=True)
+    enrolled = np.flatnonzero((seen.originals != 0).any(axis=1) & np.isin(subject, people))
+    usable = (seen.embedding != 0).any(axis=1) & np.isin(subject[seen.row], subject[enrolled])
+    # A face that could not be looked at is not thereby safe.
+    success = np.ones(len(seen.row))
+    if usable.any():
+        probes, names = seen.embedding[usable], subject[seen.row[usable]]
+        result = identify(probes, names, seen.originals[enrolled], subject[enrolled], rng=rng)
+        success[usable] = (result.above == 0) / np.maximum(result.tied, 1)
+    faces = success / np.bincount(person)[person] / len(people)
+    rate = result.rank_one if usable.all() else None
+    low, high = (rate.low, rate.high) if rate is not None else (None, None)
+    return Found("recognition", most, float(faces.sum()), faces, low, high)
 
 
 def attributes(most: float, plan: Plan, seen: Seen) -> Found:
@@ -183,7 +187,8 @@ def fewest(found: Sequence[Found], unit: np.ndarray, again: Callable[[np.ndarray
 
     unit : (n,) of each released face, its class or itself; again : the figures of the faces at given positions. Those
     that add most go first, as many as bring the figures down, found by bisection; what is left is measured, never
-    computed from the parts. All of them where nothing else does.
+    computed from the parts. Where leaving out all that add is not enough (fewer people are easier to tell apart),
+    those, and whoever asks measures again.
     """
     total = sum((one.faces for one in found if not one.met), np.zeros(len(unit)))
     member = np.unique(unit, return_inverse=True)[1]
@@ -198,10 +203,8 @@ def fewest(found: Sequence[Found], unit: np.ndarray, again: Callable[[np.ndarray
         rest = left(count)
         return not len(rest) or all(one.met for one in again(rest))
 
-    low, high = 0, most
-    if not holds(high):
-        return np.arange(len(unit))
-    while high - low > 1:
+    low, high, enough = 0, most, holds(most)
+    while enough and high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return np.setdiff1d(np.arange(len(unit)), left(high))

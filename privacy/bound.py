@@ -68,6 +68,8 @@ class BoundTest:
         Classes whose own success is above their bound; chance alone makes some.
     level : float
         At and below which the bound counts as refuted.
+    least : float
+        The p-value that naming everybody would have: above ``level``, so few classes cannot refute the bound.
     """
 
     p: float
@@ -78,6 +80,7 @@ class BoundTest:
     subjects: int
     over: int
     level: float
+    least: float = 0.0
 
     @property
     def refuted(self) -> bool:
@@ -92,8 +95,10 @@ class BoundTest:
         )
         if self.refuted:
             return f"The bound is refuted: {seen}."
-        above = " What is above it is within chance." if self.observed > self.bound else ""
-        return f"The bound is not refuted: {seen}.{above}"
+        if self.least > self.level:
+            few = f"even if everybody were named, p would be {self.least:.2g}"
+            return f"The bound cannot be tested by wager with so few classes ({few}): {seen}."
+        return f"The bound is not refuted: {seen}."
 
 
 def bound_test(
@@ -160,6 +165,7 @@ def bound_test(
         # Sums of thirds and fifths round.
         over=int((per_class > allowed + 1e-9).sum()),
         level=level,
+        least=_p_value(np.ones(len(people)), allowed),
     )
 
 

@@ -334,7 +334,7 @@ def look_alike(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return measured
 
     for name in audits.SECTIONS:
-        monkeypatch.setattr(audits._Sections, name, section(name))
+        monkeypatch.setattr(audits.Sections, name, section(name))
     return seen
 
 
@@ -381,17 +381,38 @@ def test_a_snapshot_is_audited_wherever_its_release_is_now(owned: tuple[Path, Pa
     shutil.rmtree(release)
     (snapshot,) = Workspace(str(workspace)).snapshots(LINK)
     found, lines = audits.audit_snapshot(str(workspace), snapshot, Progress(quiet=True))
-    assert found == before
+    assert found == {**before, "leaks": None}
     assert "no folder was scanned" in lines[0]
     with pytest.raises(ConfigError, match=f"which are: {snapshot}"):
         audits.audit_snapshot(str(workspace), 7, Progress(quiet=True))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_bound_that_an_attack_refutes_fails_the_audit(
+    owned: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_alike(monkeypatch)
+    p = [0.9, 0.001]
+    tests = [Figure("identity", "p-value", "us", "originals", value=value) for value in p]
+    monkeypatch.setattr(audits.Sections, "identity", lambda self: tests)
+    release, workspace = owned
+    ask = (str(release), str(workspace), Progress(quiet=True))
+    report, _lines = audits.audit_release(*ask, audits.Order(depth="quick"))
+    assert not report["met"]
+    assert [r["name"] for r in report["requirements"] if not r["met"]] == ["p of the bound"]
+    p[1] = 0.04  # one of two tests: chance alone makes one of twenty
+    assert audits._refuted([Figure("identity", "p-value", value=value) for value in p]) is None
 
 
 def test_without_the_workspace_the_page_says_what_was_not_measured(release: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["audit", str(release), "--quiet"])
     assert result.exit_code == 0, result.stderr
     report = json.loads((Path(f"{release}-audit") / "audit.json").read_text())
-    assert {row["what"] for row in report["not_measured"]} == set(audits.SECTIONS)
+    missing = {row["what"] for row in report["not_measured"]}
+    assert missing > set(audits.SECTIONS)
+    assert any("copies" in what for what in missing)
+    assert report["figures_origin"] == "recorded when the release was made"
+    assert "nothing was measured again" in (Path(f"{release}-audit") / "report.html").read_text()
     assert report["figures"] == []
 
 

@@ -82,6 +82,22 @@ def test_recognition_is_the_rank_one_of_an_outside_measurement() -> None:
     assert found.faces.sum() == pytest.approx(expected.per_subject)
 
 
+def test_who_was_left_out_hides_nobody_who_is_left() -> None:
+    """The attacker knows who is in the release."""
+    originals = np.eye(3, dtype=np.float32)
+    plan = plan_of(["a", "b", "c"], [0] * 3)
+    released = np.array([[0.6, 0.0, 0.8], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    seen = Seen(np.arange(3), released, originals)
+    assert recognition(0.5, plan, seen, RNG).share == pytest.approx(2 / 3)
+    assert recognition(0.5, plan, verification.of(seen, np.array([0, 1])), RNG).share == 1
+
+
+def test_a_face_that_could_not_be_looked_at_counts_as_recognised() -> None:
+    plan = plan_of(["a", "b"], [0] * 2)
+    nothing = np.zeros((2, 3), np.float32)
+    assert recognition(0.5, plan, Seen(np.arange(2), nothing, np.eye(2, 3, dtype=np.float32)), RNG).share == 1
+
+
 def test_of_perturbed_faces_the_worse_of_before_and_after_counts() -> None:
     rng = np.random.default_rng(4)
     subject = [f"p{i}" for i in range(12)]
@@ -115,7 +131,7 @@ def test_as_few_whole_units_are_left_out_as_bring_the_figure_down() -> None:
 
     assert fewest(again(np.arange(6)), unit, again).tolist() == [0, 1, 2]
     never = lambda rest: [Found("recognition", 0.0, 0.5, faces[rest])]  # noqa: E731
-    assert fewest(never(np.arange(6)), unit, never).tolist() == list(range(6))
+    assert fewest(never(np.arange(6)), unit, never).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_class_that_others_left_too_small_is_left_out_with_them() -> None:
@@ -170,7 +186,8 @@ def test_what_is_released_is_within_the_tolerance_as_its_own_files_show(
 
     evidence = Evidence(outcome.release.url, outcome.workspace.url)
     probes = np.stack([judge.look(decode(data))[1] for data in evidence.released(range(len(evidence)))])
-    everybody = np.flatnonzero(evidence.subject != "")
+    # The attacker knows who is in the release.
+    everybody = np.flatnonzero(np.isin(evidence.subject, evidence.subject[evidence.row]))
     enrolled = np.stack([judge.look(decode(data))[1] for data in evidence.originals(everybody)])
     names = evidence.subject[everybody]
     rate = identify(probes, evidence.subject[evidence.row], enrolled, names, rng=RNG).rank_one.per_subject

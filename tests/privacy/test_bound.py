@@ -118,3 +118,15 @@ def test_what_makes_no_sense_is_refused() -> None:
         bound_test([2.0], [0], [0], 0.5)
     with pytest.raises(PolicyError, match="different bounds"):
         bound_test([1, 0], [0, 1], [0, 0], [0.2, 0.3])
+
+
+def test_so_few_classes_that_naming_everybody_would_refute_nothing_are_said_to_be_too_few() -> None:
+    few = bound_test(np.ones(6), np.arange(6), np.repeat([0, 1], 3), 1 / 3)
+    assert few.p == few.least > few.level
+    assert few.text.startswith("The bound cannot be tested by wager with so few classes")
+    many = bound_test(np.ones(60), np.arange(60), np.repeat(np.arange(20), 3), 1 / 3)
+    assert many.least <= many.level
+    assert many.refuted
+    assert bound_test(np.zeros(60), np.arange(60), np.repeat(np.arange(20), 3), 1 / 3).text.startswith(
+        "The bound is not refuted"
+    )
