@@ -61,6 +61,7 @@ class Evidence:
             self.record = Record.of(self.workspace.folder, hashlib.sha256(Folder(url).read(publish.CARD)).hexdigest())
         else:
             self.record = self._recorded(snapshot)
+        self.workspace = Workspace(workspace, self.config.workspace.catalog)
         photos = None if self.config.output == "crop" else self._of(RENDERED_PHOTOS, "rendered")
         kept = steps.Kept(self._of(RENDERED, "rendered"), photos)
         self.images = kept if url is None else steps.Published(Folder(url))
@@ -82,16 +83,18 @@ class Evidence:
         self.subject = np.array(["" if who is None else str(who) for who in self.plan.subject_id], dtype=str)
 
     def _recorded(self, snapshot: int | None) -> Record:
-        runs = self.workspace.snapshots(LINK)
-        if snapshot not in runs:
-            there = ", ".join(map(str, runs)) or "none"
-            raise ConfigError(f"--snapshot {snapshot}: not one of the table link in this workspace, which are: {there}")
         folder = self.workspace.folder
+        there: list[int] = []
         for name in folder.child("releases").names():
             record = Record.read(folder, f"releases/{name}")
-            if record.runs["release"] == runs[snapshot] and record.card:
+            runs = Workspace(self.workspace.url, record.config.workspace.catalog).snapshots(LINK)
+            if snapshot in runs and record.runs["release"] == runs[snapshot] and record.card:
                 return record
-        raise ConfigError(f"--snapshot {snapshot}: the release that it was committed for was never finished")
+            there += [at for at in runs if at not in there]
+        if snapshot in there:
+            raise ConfigError(f"--snapshot {snapshot}: the release that it was committed for was never finished")
+        known = ", ".join(map(str, there)) or "none"
+        raise ConfigError(f"--snapshot {snapshot}: not one of the table link in this workspace, which are: {known}")
 
     @property
     def card(self) -> str:
@@ -103,7 +106,12 @@ class Evidence:
 
     @cached_property
     def snapshot(self) -> int | None:
-        """The Iceberg snapshot by which the link from this release to its sources was committed."""
+        """The Iceberg snapshot by which the link from this release to its sources was committed; None where the catalog
+        is out of reach from here."""
+        try:
+            self.workspace.check()
+        except ConfigError:
+            return None
         run = self.record.runs["release"]
         return next((at for at, of in self.workspace.snapshots(LINK).items() if of == run), None)
 

@@ -68,9 +68,9 @@ def shown(
         "below": {name: round(float(value), 6) for name, value in figures.items()},
         "met": bool(share <= high),
         "note": (
-            f"{share:.1%} of people are seen in crowds under {k}; the judge's own errors alone would put "
-            f"{below.mean():.1%} [{low:.1%}, {high:.1%}] there"
-            + ("" if errs.any() else " (its error rates are not known here, so none were taken)")
+            f"{share:.1%} of people are seen in crowds under {k}; if pictures showed what was planned, "
+            + ("the judge's own errors would put " if errs.any() else "(the judge's error rates are not known here) ")
+            + f"{below.mean():.1%} [{low:.1%}, {high:.1%}] there"
         ),
     }
 

@@ -296,8 +296,8 @@ def test_a_null_an_empty_table_and_a_policy_out_of_reach_are_named(policy: Write
 
 
 def test_usage_that_contradicts_itself_is_refused(table: Path, policy: Write, tmp_path: Path) -> None:
-    assert "either a RELEASE or a --table" in sentence(invoke("audit"))
-    assert "either a RELEASE or a --table" in sentence(invoke("audit", "released", "--table", table))
+    assert "a RELEASE, a --snapshot or a --table" in sentence(invoke("audit"))
+    assert "a RELEASE, a --snapshot or a --table" in sentence(invoke("audit", "released", "--table", table))
     assert "--k is about a --table" in sentence(invoke("audit", "released", "--k", 3))
     assert "--workspace belongs to a RELEASE" in sentence(invoke("audit", "--table", table, "--workspace", "w"))
     assert "nowhere.yaml: no such file" in sentence(invoke("audit", "--table", table, "--policy", "nowhere.yaml"))

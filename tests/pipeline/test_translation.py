@@ -215,8 +215,13 @@ def test_the_translator_is_named_with_its_hash_and_not_by_its_path(translated: O
 
 def test_the_audit_of_a_translation_can_be_measured_again(translated: Outcome) -> None:
     report, _ = audit_release(translated.release.root, translated.workspace.root, Progress(quiet=True))
-    for name in ("requirements", "guarantee", "translation", "rendering", "models"):
+    for name in ("guarantee", "translation", "rendering", "models"):
         assert report[name] == translated.audit[name]
+    # An audit adds how the judge sees k.
+    assert [{k: v for k, v in one.items() if k != "shown"} for one in report["requirements"]] == translated.audit[
+        "requirements"
+    ]
+    assert report["requirements"][0]["shown"]["by"] == "attributes-bisenet"
 
 
 def test_the_same_key_gives_the_same_translation_however_the_work_is_cut(
