@@ -141,8 +141,8 @@ def audit_release(
         origin = f"{page.RECORDED}; give --workspace to measure again"
     else:
         evidence = Evidence(url, workspace)
-        report, seen = _again(evidence, len(rows), progress)
-        hits += _traces(evidence, release, expected, rows, seen)
+        report, seen, looked = _again(evidence, len(rows), progress)
+        hits += _traces(evidence, release, expected, rows, seen, looked)
         origin = page.MEASURED
         if order.depth != "checks":
             found = measure(evidence, order, report, progress)
@@ -165,7 +165,7 @@ def audit_snapshot(
     order = order or Order()
     evidence = Evidence(None, workspace, snapshot)
     images = {row["name"]: row for row in evidence.links}
-    report, _ = _again(evidence, len(images), progress)
+    report, _, _ = _again(evidence, len(images), progress)
     found = Measured((), attackers.CURVES.empty_table())
     if order.depth != "checks":
         found = measure(evidence, order, report, progress)
@@ -277,8 +277,9 @@ def _broken(release: Folder, listed: dict[str, str]) -> list[str]:
     return out
 
 
-def _again(evidence: Evidence, images: int, progress: Progress) -> tuple[dict[str, Any], Released]:
-    """The requirements and the run's own attacks, measured on the released pixels; and what was seen in them."""
+def _again(evidence: Evidence, images: int, progress: Progress) -> tuple[dict[str, Any], Released, attributes.Looked]:
+    """The requirements and the run's own attacks, measured on the released pixels; what was seen in these, and what the
+    run's predictors said of the originals."""
     record, workspace, config, planned = evidence.record, evidence.workspace, evidence.config, evidence.plan
     judged = workspace.parts(JUDGED, fingerprint("audit", VERSION, evidence.card))
     source = steps.ReleasedSource(evidence.images, evidence.link, evidence.faces)
@@ -304,7 +305,7 @@ def _again(evidence: Evidence, images: int, progress: Progress) -> tuple[dict[st
     report = audit(config, planned, seen, evidence.key, record.counts, images, used, looked)
     report = verification.stated(report, _verified(evidence, seen, looked, progress))
     _state_shown(report, evidence, seen, looked)
-    return report, seen
+    return report, seen, looked
 
 
 def _state_shown(report: dict[str, Any], evidence: Evidence, seen: Released, looked: attributes.Looked) -> None:
@@ -346,7 +347,12 @@ def _verified(
 
 
 def _traces(
-    evidence: Evidence, release: Folder, expected: set[str], rows: list[dict[str, Any]], seen: Released
+    evidence: Evidence,
+    release: Folder,
+    expected: set[str],
+    rows: list[dict[str, Any]],
+    seen: Released,
+    looked: attributes.Looked,
 ) -> list[leaks.Leak]:
     """What the release shows of its source, which takes the workspace to see."""
     record, workspace = evidence.record, evidence.workspace
@@ -361,19 +367,22 @@ def _traces(
     hits = traces.scan(release, table, images, expected, known, config, originals())
     if config.output == "photo":
         # A photo declares its background; of the faces in it, what their method does.
-        faces = ((str(name), evidence.released([i])[0]) for i, name in enumerate(evidence.name))
+        faces = zip(map(str, evidence.name), evidence.all_released(), strict=True)
         hits += traces.copied(faces, originals(), known, cut)
     name_of = dict(zip(evidence.row.tolist(), evidence.name.tolist(), strict=True))
     names = [str(name_of[row]) for row in seen.row.tolist()]
-    then = what_was_looked_at(record, workspace, recorded_predictors(record, workspace)).perturbations
-    hits += _strangers(evidence)
+    hits += _strangers(evidence, rows)
+    then = looked.perturbations
     # A perturbation hides a face from the very recogniser that would know it again.
     faces_of = [seen.embedding, *([] if then is None else [then.embedding[seen.row]])]
     return hits + [leak for of in faces_of for leak in traces.resembling(of, names, evidence.plan.embedding, cut)]
 
 
-def _strangers(evidence: Evidence) -> list[leaks.Leak]:
-    """Released images of k-same that are none of those rendered for their class, of which the bound is."""
+def _strangers(evidence: Evidence, rows: list[dict[str, Any]]) -> list[leaks.Leak]:
+    """Released images of k-same that are none of those rendered for their class, of which the bound is.
+
+    rows : of the release's manifest, whose hashes were held against the files
+    """
     config, record = evidence.config, evidence.record
     if not config.method.of_class or config.output != "crop":
         return []
@@ -384,11 +393,11 @@ def _strangers(evidence: Evidence) -> list[leaks.Leak]:
             if row["image"] is not None:
                 made.setdefault(row["class_id"], set()).add(hashlib.sha256(row["image"]).hexdigest())
     what = "the image is none of those that were rendered for its class"
-    classes = evidence.plan.class_id[evidence.row].tolist()
+    digest = {row["name"]: row["sha256"] for row in rows}
     return [
-        leaks.Leak("not the class's face", str(link["name"]), what)
-        for link, class_id, data in zip(evidence.links, classes, evidence.files(), strict=True)
-        if hashlib.sha256(data).hexdigest() not in made.get(class_id, set())
+        leaks.Leak("not the class's face", str(name), what)
+        for name, class_id in zip(evidence.name, evidence.plan.class_id[evidence.row].tolist(), strict=True)
+        if digest.get(name) not in made.get(class_id, set())
     ]
 
 

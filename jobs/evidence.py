@@ -134,12 +134,10 @@ class Evidence:
         points = self._cells(self.row[positions], "landmarks")
         return [self._cut(photo, point) for photo, point in zip(found, points, strict=True)]
 
-    def files(self) -> Iterator[bytes]:
-        """The released images as they lie there, of each of the n faces, a shard at a time."""
+    def all_released(self) -> Iterator[bytes]:
+        """``released`` of each of the n faces, read a block at a time."""
         for start in range(0, len(self), BLOCK):
-            block = self.links[start : start + BLOCK]
-            images = self.images(block)
-            yield from (images[row["name"]] for row in block)
+            yield from self.released(range(start, min(start + BLOCK, len(self))))
 
     def _cut(self, photo: bytes, landmarks: Sequence[float]) -> bytes:
         side = self.config.detect.crop_size
