@@ -492,7 +492,8 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="With --photos: comma-separated, some with a number (blur:8, k-same:10, deepblur:2) [default: all]."
+            help="With --photos: comma-separated, some with a number or keys of the config behind colons (blur:8, "
+            "k-same:10, tip-im:10:perturb.targets=2) [default: all]."
         ),
     ] = "",
     people: Annotated[int, typer.Option(min=2, help="With --photos: people, drawn by their names.")] = 100,

@@ -153,8 +153,9 @@ METHODS: dict[str, tuple[dict[str, Any], str | None]] = {
     "universal": ({"method.name": "none", "perturb.name": "universal"}, "perturb.bound"),
     "identity-preserving": ({"method.name": "identity-preserving"}, "method.part_threshold"),
 }
-"""What a method of a comparison is, as a release's config, and what a number behind a colon sets. ``anonymousnet`` is
-AnonymousNet's whole pipeline: prediction, PPAS (verified), translation, one perturbation for all."""
+"""What a method of a comparison is, as a release's config, and what a number behind a colon sets; further colons set
+keys of the config (``tip-im:10:perturb.targets=2``). ``anonymousnet`` is AnonymousNet's whole pipeline: prediction,
+PPAS (verified), translation, one perturbation for all."""
 
 ALL = (
     *("blur", "pixelate", "mask", "noise", "inpaint", "k-same:5", "k-same:10"),
@@ -168,7 +169,8 @@ class Order:
     """A comparison of methods.
 
     data : folder of photos as PERSON/PHOTO, or a manifest; output : folder of the releases and their audits
-    methods : names of ``METHODS``, some with a number behind a colon; people, photos : how many, and how many of each
+    methods : names of ``METHODS``, some with a number or KEY=VALUE behind colons
+    people, photos : how many, and how many of each
     config : a release's config that all share, beside what a method sets; depth, faces : as in ``audit``
     """
 
@@ -185,26 +187,26 @@ class Order:
 
     def __post_init__(self) -> None:
         for method in self.methods:
-            _values(method)
+            settings(self, method)
         if self.people < 2 or self.photos < 2:
             raise ConfigError("a comparison needs two people, and two photos of each, at least")
 
 
 def _values(method: str) -> dict[str, Any]:
     """The config of a method as it is named. Raises ConfigError."""
-    name, colon, number = method.partition(":")
+    name, *more = method.split(":")
     if name not in METHODS:
         raise ConfigError(f"--methods {method}: none of {', '.join(METHODS)}")
     values, leaf = METHODS[name]
-    if not colon:
-        return values
-    if leaf is None:
-        raise ConfigError(f"--methods {method}: {name} takes no number")
-    try:
-        value = float(number)
-    except ValueError:
-        raise ConfigError(f"--methods {method}: {number!r} is no number") from None
-    return {**values, leaf: int(value) if value.is_integer() else value}
+    given: dict[str, Any] = {}
+    for part in more:
+        key, equals, text = part.partition("=")
+        if not equals:
+            if leaf is None:
+                raise ConfigError(f"--methods {method}: {name} takes no number")
+            key, text = leaf, part
+        given[key] = text
+    return {**values, **given}
 
 
 def settings(order: Order, method: str) -> configs.ReleaseConfig:
@@ -217,7 +219,10 @@ def settings(order: Order, method: str) -> configs.ReleaseConfig:
         "input.attributes": order.attributes,
     }
     given = {name: value for name, value in shared.items() if value is not None}
-    return configs.load(order.config, {**given, **_values(method)})
+    try:
+        return configs.load(order.config, {**given, **_values(method)})
+    except ConfigError as error:
+        raise ConfigError(f"--methods {method}: {error}") from None
 
 
 def chosen(order: Order) -> list[inputs.Photo]:
@@ -261,6 +266,8 @@ def methods(order: Order, progress: Progress) -> dict[str, Any]:
     photos = chosen(order)
     _gather(photos, order.output / "photos")
     found: dict[str, Any] = {}
+    people = {photo.subject for photo in photos}
+    compared = {"people": len(people), "photos": len(photos), "depth": order.depth, "methods": found}
     for method, config in prepared.items():
         progress.say(f"compare: {method}")
         outcome = releases.release(releases.prepare(config), progress)
@@ -270,9 +277,8 @@ def methods(order: Order, progress: Progress) -> dict[str, Any]:
         asked = Depth(output=f"{url}-audit", depth=depth, faces=order.faces, baselines=before)
         report, _ = audit_release(url, workspace, progress, asked)
         found[method] = {"report": report, "figures": [Figure(**row) for row in report["figures"]]}
-    people = {photo.subject for photo in photos}
-    compared = {"people": len(people), "photos": len(photos), "depth": order.depth, "methods": found}
-    (order.output / "compared.md").write_text(tables(compared) + "\n")
+        # After each, so that who looks in meanwhile, or kills it, has what there is.
+        (order.output / "compared.md").write_text(tables(compared) + "\n")
     return compared
 
 

@@ -44,7 +44,14 @@ def test_the_number_behind_a_method_sets_what_it_is_named_for(tmp_path: Path) ->
     assert settings(order, "tip-im:7").perturb.steps == 7
 
 
-@pytest.mark.parametrize("method", ["bluur", "mask:3", "blur:much", "k-same:"])
+def test_keys_behind_further_colons_set_the_config(tmp_path: Path) -> None:
+    perturb = settings(Order("photos", tmp_path), "tip-im:7:perturb.targets=2:perturb.bound=8").perturb
+    assert (perturb.steps, perturb.targets, perturb.bound) == (7, 2, 8)
+
+
+@pytest.mark.parametrize(
+    "method", ["bluur", "mask:3", "blur:much", "k-same:", "blur:method.sigmas=3", "blur:method.sigma=-1"]
+)
 def test_a_method_without_sense_is_refused_before_anything_is_made(method: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--methods"):
         Order("photos", tmp_path, methods=("blur", method))
