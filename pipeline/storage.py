@@ -13,13 +13,15 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import secrets
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -207,6 +209,10 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind)
 
 
+READ_TRIES = 4
+READ_WAIT_S = 0.5
+"""Before a catalog is asked again; twice as long each time."""
+
 COMMIT_TRIES = 10
 NO_RETRIES = {"commit.retry.num-retries": "0"}
 """PyIceberg's own retry adds the files again, on top of those of another job that committed the same run meanwhile."""
@@ -284,7 +290,7 @@ class Workspace:
     def catalog(self) -> Any:
         """The PyIceberg catalog: the configured one, or SQLite in the workspace. Opened once."""
         if self._catalog is None:
-            self._catalog = self._open_catalog()
+            self._catalog = self._asked(self._open_catalog)
         return self._catalog
 
     def _open_catalog(self) -> Any:
@@ -305,8 +311,9 @@ class Workspace:
         """Of a manifest's Iceberg table, the oldest first: the id of each snapshot, and the run it committed."""
         from pyiceberg.exceptions import NoSuchTableError
 
+        catalog = self.catalog()
         try:
-            table = self.catalog().load_table(self._identifier(manifest))
+            table = self._asked(lambda: catalog.load_table(self._identifier(manifest)))
         except NoSuchTableError:
             return {}
         return {snapshot.snapshot_id: _run_of(snapshot) for snapshot in table.snapshots()}
@@ -314,7 +321,8 @@ class Workspace:
     def commit(self, parts: Parts, count: int) -> None:
         """Add the run's parts to its Iceberg table, exactly once, whoever else commits at the same time.
 
-        Raises WorkspaceError when a part is missing.
+        Raises WorkspaceError when a part is missing, StoreError when the catalog refuses or fails. Where it failed in
+        the middle of a commit nobody knows whether that was made; the next start finds out.
         """
         from pyiceberg.exceptions import CommitFailedException
 
@@ -322,24 +330,88 @@ class Workspace:
         if missing:
             raise WorkspaceError(f"{parts.manifest.name}: {len(missing)} of {count} parts are missing; run it again")
         catalog = self.catalog()
-        catalog.create_namespace_if_not_exists(NAMESPACE)
+        self._asked(lambda: catalog.create_namespace_if_not_exists(NAMESPACE))
         location = None if self.folder.local is not None else self.folder.child("iceberg", parts.manifest.name).url
         name = self._identifier(parts.manifest)
-        table = catalog.create_table_if_not_exists(
-            name, schema=parts.manifest.arrow, location=location, properties=NO_RETRIES
+        table = self._asked(
+            lambda: catalog.create_table_if_not_exists(
+                name, schema=parts.manifest.arrow, location=location, properties=NO_RETRIES
+            )
         )
         base = f"file://{parts.folder.local.resolve()}" if parts.folder.local is not None else parts.folder.url
         files = [f"{base}/{parts.name(part)}" for part in range(count)]
-        for left in reversed(range(COMMIT_TRIES)):
+        for _ in range(COMMIT_TRIES):
             if any(_run_of(snapshot) == parts.run for snapshot in table.snapshots()):
                 return
             try:
-                _add(table, parts, files)
+                # Once: what was sent may have been done, whatever is answered.
+                with self._reached(f"while it committed {parts.manifest.name}"):
+                    _add(table, parts, files)
                 return
             except CommitFailedException:
-                if not left:
-                    raise
-                table = catalog.load_table(name)
+                table = self._asked(lambda: catalog.load_table(name))
+        raise StoreError(
+            f"{self._place}: other jobs committed to {parts.manifest.name} first, {COMMIT_TRIES} times in a "
+            "row; start it again"
+        )
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """What a catalog answers to a question that may be put twice; one that fails for the moment is asked again."""
+        from pyiceberg.exceptions import ServerError, ServiceUnavailableError, TooManyRequestsError
+
+        tried = 0
+        with self._reached():
+            while True:
+                try:
+                    return question()
+                except (ServerError, ServiceUnavailableError, TooManyRequestsError):
+                    tried += 1
+                    if tried == READ_TRIES:
+                        raise
+                    time.sleep(READ_WAIT_S * 2 ** (tried - 1))
+
+    @contextmanager
+    def _reached(self, doing: str = "") -> Iterator[None]:
+        """Say in a sentence what the catalog's own library says of it, without what the catalog is asked with.
+
+        What the operating system raises stays, and so does what commits go on from.
+        """
+        from pyiceberg import exceptions as its
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            yield
+        except (FacecrowdError, its.NoSuchTableError, its.CommitFailedException):
+            raise
+        except (ImportError, its.NotInstalledError) as error:
+            raise ConfigError(
+                f"{self._place}: {error}; install facecrowd[postgres], or the package that serves this catalog"
+            ) from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+            what = "failed"
+            if isinstance(error, its.UnauthorizedError | its.OAuthError | its.AuthorizationExpiredError):
+                what = "does not know who asks; check its credentials"
+            elif isinstance(error, its.ForbiddenError):
+                what = "does not allow that to who asks"
+            elif self.catalog_name and isinstance(error, its.RESTError | OSError | DBAPIError) and doing:
+                what = f"failed {doing}, and whether that was done is not known; start it again to go on"
+            elif self.catalog_name and isinstance(error, OSError | DBAPIError):
+                what = "cannot be reached"
+            said = " ".join(_without(str(cause), self._properties()).split())[:200]
+            raise StoreError(f"{self._place}: {what}: {type(cause).__name__}: {said}") from None
+
+    def _properties(self) -> Mapping[str, Any]:
+        """What the catalog outside is configured with."""
+        from pyiceberg.utils.config import Config
+
+        return (self.catalog_name and Config().get_catalog_config(self.catalog_name)) or {}
+
+    @property
+    def _place(self) -> str:
+        return f"catalog {self.catalog_name}" if self.catalog_name else f"workspace {self.url}: catalog.db"
 
     @staticmethod
     def _identifier(manifest: Manifest) -> tuple[str, str]:
@@ -356,6 +428,17 @@ def _add(table: Any, parts: Parts, files: list[str]) -> None:
             update.union_by_name(parts.manifest.arrow)
     with table.transaction() as transaction:
         transaction.add_files(files, snapshot_properties={"facecrowd.run": parts.run})
+
+
+def _without(text: str, properties: Mapping[str, Any]) -> str:
+    """The text without the credentials among the properties of a catalog, and without those of any URL in it."""
+    known = {str(value) for name, value in properties.items() if name not in ("type", "uri", "warehouse")}
+    known |= {part for value in known for part in value.split(":")}
+    if password := urlsplit(str(properties.get("uri", ""))).password:
+        known |= {password, unquote(password)}
+    for secret in sorted((one for one in known if len(one) > 3), key=len, reverse=True):
+        text = text.replace(secret, "…")
+    return re.sub(r"://[^/\s@]*@", "://…@", text)
 
 
 def _run_of(snapshot: Any) -> str | None:

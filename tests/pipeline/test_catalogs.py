@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -42,9 +43,13 @@ from pyiceberg.exceptions import (
 from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
 from pyiceberg.utils.config import Config
+from typer.testing import CliRunner
 
+from facecrowd.jobs.cli import UNFINISHED, app
+from facecrowd.pipeline import storage
+from facecrowd.pipeline.errors import ConfigError, StoreError
 from facecrowd.pipeline.schema import MEMBERS
-from facecrowd.pipeline.storage import NAMESPACE, Workspace
+from facecrowd.pipeline.storage import NAMESPACE, READ_TRIES, Workspace
 
 SCRIPT = Path(__file__).with_name("kill_run.py")
 KILLED = -9
@@ -53,6 +58,13 @@ RUN = "0123456789abcdef"
 
 
 # ------------------------------------------------------------------------------------------ the REST specification
+
+
+class Refusal(Exception):
+    """An answer with this status and no more."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
 
 
 @dataclass
@@ -88,6 +100,8 @@ class Rest:
             return 409, _error(409, type(error).__name__, str(error))
         except CommitFailedException as error:
             return 409, _error(409, "CommitFailedException", str(error))
+        except Refusal as refusal:
+            return refusal.status, _error(refusal.status, "Trouble", "the server says no more")
         except CommitStateUnknownException as error:
             return 500, _error(500, "CommitStateUnknownException", str(error))
 
@@ -337,18 +351,146 @@ def test_what_a_catalog_is_asked_with_is_kept_in_no_file_and_in_no_word(
     assert SECRET not in said.out + said.err + caplog.text + repr(workspace)
 
 
-def test_a_wrong_password_is_not_repeated_in_the_refusal(rest: Rest, configured: Catalogs, tmp_path: Path) -> None:
+MEMBERS_AT = "/v1/namespaces/facecrowd/tables/members"
+COMMIT = f"POST {MEMBERS_AT}"
+
+
+def refusing(rest: Rest, status: int, times: int, *requests: str) -> list[str]:
+    """Answer the first ``times`` of these requests (default: all that read a table) with a status; those answered."""
+    answered: list[str] = []
+
+    def trouble(request: str, when: str) -> None:
+        if request in (requests or (f"GET {MEMBERS_AT}",)) and when == "before" and len(answered) < times:
+            answered.append(request)
+            raise Refusal(status)
+
+    rest.trouble = trouble
+    return answered
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting before a catalog is asked again."""
+    monkeypatch.setattr(storage, "READ_WAIT_S", 0.0)
+
+
+@pytest.mark.parametrize("how", ["token", "credential"])
+def test_wrong_credentials_are_refused_in_a_sentence_that_does_not_repeat_them(
+    how: str, rest: Rest, configured: Catalogs, tmp_path: Path
+) -> None:
     wrong = f"not-{SECRET[::-1]}"
-    for how in ({"token": wrong}, {"credential": f"loopback:{wrong}"}):
-        outside = configured("rest", type="rest", uri=rest.url, **how)
-        workspace = outside.workspace(tmp_path / next(iter(how)))
-        parts = write(workspace)
-        with pytest.raises(Exception) as refused:  # noqa: PT011 - whatever the catalog's own library says
-            workspace.commit(parts, 2)
-        assert wrong not in str(refused.value)
-        for name in os.environ.copy():
-            if name.startswith("PYICEBERG_CATALOG__REST__"):
-                del os.environ[name]
+    given = {"token": wrong} if how == "token" else {"credential": f"loopback:{wrong}"}
+    workspace = configured("rest", type="rest", uri=rest.url, **given).workspace(tmp_path / "work")
+    parts = write(workspace)
+    with pytest.raises(StoreError, match=r"^catalog rest: does not know who asks; check its credentials: ") as refused:
+        workspace.commit(parts, 2)
+    assert wrong not in str(refused.value)
+
+
+def test_what_a_catalog_does_not_allow_is_said(rest: Rest, configured: Catalogs, tmp_path: Path) -> None:
+    workspace = configured("rest", type="rest", uri=rest.url, token=SECRET).workspace(tmp_path / "work")
+    parts = write(workspace)
+    answered = refusing(rest, 403, 99, "POST /v1/namespaces/facecrowd/tables")
+    with pytest.raises(StoreError, match=r"^catalog rest: does not allow that to who asks: ForbiddenError: "):
+        workspace.commit(parts, 2)
+    assert len(answered) == 1
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+def test_a_catalog_that_fails_for_a_moment_is_asked_again(
+    status: int, rest: Rest, configured: Catalogs, tmp_path: Path
+) -> None:
+    workspace = configured("rest", type="rest", uri=rest.url, token=SECRET).workspace(tmp_path / "work")
+    workspace.commit(write(workspace), 2)
+    tables = "/v1/namespaces/facecrowd/tables"
+    for request in ("GET /v1/config", "POST /v1/namespaces", f"POST {tables}", f"GET {MEMBERS_AT}"):
+        answered = refusing(rest, status, READ_TRIES - 1, request)
+        again = Workspace(str(tmp_path / "work"), "rest")
+        again.commit(again.parts(MEMBERS, RUN), 2)
+        assert answered == [request] * (READ_TRIES - 1)
+    assert rows(workspace) == {RUN: 6}
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_catalog_that_goes_on_failing_is_asked_so_often_and_then_named(
+    rest: Rest, configured: Catalogs, tmp_path: Path
+) -> None:
+    workspace = configured("rest", type="rest", uri=rest.url, token=SECRET).workspace(tmp_path / "work")
+    workspace.commit(write(workspace), 2)
+    answered = refusing(rest, 503, 99)
+    with pytest.raises(StoreError, match=r"^catalog rest: failed: ServiceUnavailableError: "):
+        workspace.committed(MEMBERS, RUN)
+    assert len(answered) == READ_TRIES
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_commit_is_sent_once_whatever_the_catalog_answers(
+    status: int, rest: Rest, configured: Catalogs, tmp_path: Path
+) -> None:
+    workspace = configured("rest", type="rest", uri=rest.url, token=SECRET).workspace(tmp_path / "work")
+    parts = write(workspace)
+    answered = refusing(rest, status, 99, COMMIT)
+    with pytest.raises(StoreError, match="failed while it committed members, and whether that was done is not known"):
+        workspace.commit(parts, 2)
+    assert answered == [COMMIT]
+    rest.trouble = None
+    workspace.commit(parts, 2)
+    assert rows(workspace) == {RUN: 6}
+
+
+def test_a_catalog_that_is_away_is_named(configured: Catalogs, tmp_path: Path) -> None:
+    uri = f"http://loopback:{SECRET}@127.0.0.1:{unused()}"
+    workspace = configured("rest", type="rest", uri=uri, token=SECRET).workspace(tmp_path / "work")
+    with pytest.raises(StoreError, match=r"^catalog rest: cannot be reached: ConnectionError: ") as refused:
+        workspace.committed(MEMBERS, RUN)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("properties", [{"type": "unheard-of"}, {"type": "rest"}, {"type": "sql", "uri": "no uri"}])
+def test_a_catalog_that_is_configured_wrongly_is_named_without_its_credentials(
+    properties: dict[str, str], configured: Catalogs, tmp_path: Path
+) -> None:
+    workspace = configured("wrong", token=SECRET, **properties).workspace(tmp_path / "work")
+    with pytest.raises((StoreError, ConfigError), match=r"^catalog wrong: ") as refused:
+        workspace.committed(MEMBERS, RUN)
+    assert SECRET not in str(refused.value)
+
+
+def test_a_release_whose_catalog_is_away_ends_in_one_sentence(
+    configured: Catalogs, flags: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    configured("rest", type="rest", uri=f"http://127.0.0.1:{unused()}", token=SECRET)
+    result = CliRunner().invoke(app, [*flags(tmp_path / "release", "--catalog", "rest", "--quiet")])
+    assert result.exit_code == UNFINISHED
+    assert result.stderr.startswith("facecrowd: catalog rest: cannot be reached: ")
+    assert result.stderr.count("\n") == 1
+    assert SECRET not in result.output
+    assert not (tmp_path / "release").exists()
+
+
+@pytest.mark.slow
+def test_a_postgresql_that_is_away_or_refuses_is_named_without_its_password(
+    postgres: str, configured: Catalogs, tmp_path: Path
+) -> None:
+    away = re.sub(r":\d+/", f":{unused()}/", postgres)
+    wrong = postgres.replace(SECRET, SECRET[::-1])
+    for uri, why in ((away, "Connection refused"), (wrong, "password authentication failed")):
+        workspace = configured("pg", type="sql", uri=uri, warehouse=f"file://{tmp_path}").workspace(tmp_path / "work")
+        with pytest.raises(StoreError, match=f"^catalog pg: cannot be reached: OperationalError: .*{why}") as refused:
+            workspace.committed(MEMBERS, RUN)
+        assert SECRET not in str(refused.value)
+        assert SECRET[::-1] not in str(refused.value)
+        assert "sqlalche" not in str(refused.value)
+
+
+def unused() -> int:
+    """A port of loopback where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def test_an_answer_that_is_lost_after_the_commit_does_not_make_it_twice(
@@ -365,7 +507,7 @@ def test_an_answer_that_is_lost_after_the_commit_does_not_make_it_twice(
             raise CommitStateUnknownException("the answer was lost")
 
     rest.trouble = trouble
-    with pytest.raises(CommitStateUnknownException):
+    with pytest.raises(StoreError, match="whether that was done is not known; start it again to go on"):
         workspace.commit(parts, 2)
     assert lost
     again = Workspace(str(tmp_path / "work"), "rest")
@@ -410,8 +552,7 @@ def test_two_jobs_that_commit_the_same_run_at_once_commit_it_once(
     first.commit(write(first, "a" * 16), 2)
     parts = write(first)
     forestall(rest, lambda: second.commit(parts, 2))
-    with contextlib.suppress(CommitFailedException):
-        first.commit(parts, 2)
+    first.commit(parts, 2)
     assert rows(first) == {"a" * 16: 6, RUN: 6}
 
 
