@@ -542,6 +542,8 @@ def table2(rows: Mapping[str, Sequence[Figure]]) -> str:
         for method, figures in rows.items()
     }
     by = list(dict.fromkeys(by for cells in found.values() for _, by in cells if by))
+    if not by:
+        return f"No attacker was trained: too few people have {LEAST} photos.\n"
     heads = [f"{threat} {name}" for threat in ("T1", "T2", "T3") for name in by]
     lines = ["| method | " + " | ".join(heads) + " |", "| --- |" + " --: |" * len(heads)]
     # Nothing was done to originals, so T1 to T3 are one there; every method has the same.

@@ -122,25 +122,30 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def audit_release(
-    url: str, workspace: str | None, progress: Progress, order: Order | None = None
+    url: str, workspace: str | None, progress: Progress, order: Order | None = None, catalog: str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Audit a released folder. Returns the report and its lines for a person.
 
     Without the workspace: every file against the hash in the release's card, every image against its manifest row, and
     the leak scan; that proves integrity, not origin: who made the folder may have made up all of it. The recorded
     figures are repeated and said to be recorded. With it: the attacks are run again, on the
-    pixels decoded from the released files.
+    pixels decoded from the released files. ``catalog``: what its PyIceberg catalog is called here, where that is not as
+    the workspace's record has it.
 
-    Raises ReleaseError when the folder is no whole release, ConfigError when the workspace did not make it.
+    Raises ReleaseError when the folder is no whole release, ConfigError when the workspace did not make it, or what is
+    asked for needs one and there is none.
     """
     release, order = Folder(url), order or Order()
+    if workspace is None and (order.originals or order.depth in ("full", "paper")):
+        asked = "--with-originals" if order.originals else f"--depth {order.depth}"
+        raise ConfigError(f"{asked} needs the originals; give the --workspace that made the release")
     rows, listed, expected, hits = _checked(release)
     report, evidence = read_audit(release), None
     found = Measured((), attackers.CURVES.empty_table())
     if workspace is None:
         origin = f"{page.RECORDED}; give --workspace to measure again"
     else:
-        evidence = Evidence(url, workspace)
+        evidence = Evidence(url, workspace, catalog=catalog)
         report, seen, looked = _again(evidence, len(rows), progress)
         hits += _traces(evidence, release, expected, rows, seen, looked)
         origin = page.MEASURED
@@ -154,7 +159,7 @@ def audit_release(
 
 
 def audit_snapshot(
-    workspace: str, snapshot: int, progress: Progress, order: Order | None = None
+    workspace: str, snapshot: int, progress: Progress, order: Order | None = None, catalog: str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Audit what a snapshot of the workspace's tables says was published, wherever the release is now.
 
@@ -163,7 +168,7 @@ def audit_snapshot(
     Raises ConfigError for a snapshot that there is not.
     """
     order = order or Order()
-    evidence = Evidence(None, workspace, snapshot)
+    evidence = Evidence(None, workspace, snapshot, catalog)
     images = {row["name"]: row for row in evidence.links}
     report, _, _ = _again(evidence, len(images), progress)
     found = Measured((), attackers.CURVES.empty_table())

@@ -179,14 +179,16 @@ def write(report: Mapping[str, Any], figures: Sequence[Figure], extra: Page) -> 
     """
     figures = [*figures, *_recorded(report, figures)]
     keys = (f"chart-{number}" for number in count(1))
-    attacks = [_part(name, *ATTACKS[name], figures, keys) for name in ATTACKS]
+    leads = {name: (title, lead + _bounded(report, name)) for name, (title, lead) in ATTACKS.items()}
+    attacks = [_part(name, *leads[name], figures, keys) for name in ATTACKS]
     use = _part("utility", *UTILITY, figures, keys)
     private = extra.originals is not None
     context = {
         "private": private,
         "title": ("PRIVATE: " if private else "") + f"Privacy audit: {_method(report)}",
         "method": _method(report),
-        "met": _met(report),
+        "met": None if asks_nothing(report) else _met(report),
+        "asked": not asks_nothing(report),
         "sentence": sentence(report),
         "numbers": _numbers(report, figures, extra),
         "requirements": [_requirement(r, report, figures) for r in report.get("requirements") or []],
@@ -222,6 +224,17 @@ def write(report: Mapping[str, Any], figures: Sequence[Figure], extra: Page) -> 
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
     return BROKEN.sub("\ufffd", environment.from_string(text).render(context)).lstrip()
+
+
+def _bounded(report: Mapping[str, Any], section: str) -> str:
+    """What a bound means for the figures of a section, where there is one."""
+    k = (report.get("policy") or {}).get("k")
+    if section not in ("identity", "trained") or (report.get("guarantee") or {}).get("kind") != "formal" or not k:
+        return ""
+    return (
+        f" Chance is a guess among everybody. Whoever knows who shares a class guesses right in 1/{k}: "
+        "that is what the release allows, and figures between the two break no promise."
+    )
 
 
 def sentence(report: Mapping[str, Any]) -> str:
@@ -262,7 +275,14 @@ def sentence(report: Mapping[str, Any]) -> str:
             "The released attributes are as the policy asks; identity is not guaranteed, and all that is said of it "
             "here was measured."
         )
+    if asks_nothing(report):
+        return "No privacy was asked of this release, and none is guaranteed: all that is said here was measured."
     return "This release is as its policy asks, and nothing is guaranteed: all that is said here was measured."
+
+
+def asks_nothing(report: Mapping[str, Any]) -> bool:
+    """Whether no requirement of the policy is one of privacy: how many may be left out is none."""
+    return bool(report.get("met")) and all("uppress" in _named(r) for r in report.get("requirements") or [])
 
 
 # ------------------------------------------------------------------------------------------------- the words of figures

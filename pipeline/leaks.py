@@ -74,14 +74,17 @@ def times(release: Folder, expected: set[str]) -> int:
 
 
 def named(release: Folder, expected: set[str], sources: set[str], owners: Mapping[str, str]) -> list[Leak]:
-    """Source names in texts (only file names: people may be called what any text says) and in the cells of tables."""
+    """Source names in texts (only of files and folders: people may be called what any text says), in the cells of
+    tables and in what a table says of itself."""
     leaks = []
     for name in sorted(expected):
         if name.endswith((".json", ".md", ".yaml")):
             text = release.read(name).decode("utf-8", errors="replace")
-            hits = sorted(s for s in sources if posixpath.splitext(s)[1] and s in text)
+            hits = sorted(s for s in sources if (posixpath.splitext(s)[1] or "/" in s.strip("/")) and s in text)
         elif name == "manifest.parquet":
-            hits = _in_cells(_table_cells(release.read(name)), sources, owners)
+            data = release.read(name)
+            hits = _in_cells(_table_cells(data), sources, owners)
+            leaks += [Leak("metadata", name, text) for text in _said_of_itself(data)]
         elif name.endswith(".tar"):
             hits = _in_cells(_side_cells(release.read(*name.split("/"))), sources, owners)
         else:
@@ -122,6 +125,21 @@ def _table_cells(parquet: bytes) -> Iterator[Cell]:
             for name, value in zip(names, table[column].to_pylist(), strict=True):
                 if value:
                     yield name, column, value
+
+
+def _said_of_itself(parquet: bytes) -> Iterator[str]:
+    """What a Parquet file holds beside its columns; the manifest holds nothing there."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(pa.BufferReader(parquet))
+    for where, held in [
+        ("the table", schema.metadata),
+        *((f"column {field.name}", field.metadata) for field in schema),
+    ]:
+        # Field ids are the writer's own.
+        keys = sorted(key.decode("utf-8", "replace") for key in held or {} if key != b"PARQUET:field_id")
+        if keys:
+            yield f"{where} carries {', '.join(keys)}"
 
 
 def _side_cells(tar: bytes) -> Iterator[Cell]:

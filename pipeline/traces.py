@@ -166,7 +166,8 @@ class Known:
     def sources(self) -> set[str]:
         """Names of the source that must not turn up in a release."""
         paths = {*self.photo, *self.path}
-        return paths | set(self.subject) | {posixpath.basename(path) for path in paths}
+        folders = {posixpath.dirname(path) for path in self.path}
+        return paths | folders | set(self.subject) | {posixpath.basename(path) for path in paths}
 
 
 def _text(values: Iterable[str | None]) -> np.ndarray:

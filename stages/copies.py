@@ -144,10 +144,25 @@ def _detail(one: np.ndarray) -> np.ndarray:
 
 
 def largest_change(copies: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """The mean change of the BLOCK × BLOCK block of a view that changed most, in grey levels: (n,) float32."""
-    difference = np.abs(copies.astype(np.int16) - views.astype(np.int16)).astype(np.float32)
-    count = VIEW // BLOCK
-    return np.asarray(difference.reshape(-1, count, BLOCK, count, BLOCK).mean((2, 4)).max((1, 2), initial=0))
+    """The mean change of the BLOCK × BLOCK block of a view that changed most, in grey levels: (n,) float32.
+
+    Brightness and contrast of the whole are no change: they are fitted first, by least squares over the three quarters
+    of the pixels that agree best, so that a part that was replaced moves neither.
+    """
+    if not len(views):
+        return np.zeros(0, np.float32)
+    n, count = len(views), VIEW // BLOCK
+    copied, of = (a.reshape(n, -1).astype(np.float32) for a in (copies, views))
+    difference = np.abs(copied - of)
+    weight = np.ones_like(of)
+    for _ in range(3):
+        total = weight.sum(1, keepdims=True)
+        means = [(weight * a).sum(1, keepdims=True) / total for a in (copied, of)]
+        along = (weight * (of - means[1]) ** 2).sum(1, keepdims=True)
+        gain = (weight * (of - means[1]) * (copied - means[0])).sum(1, keepdims=True) / np.maximum(along, 1e-6)
+        difference = np.abs(copied - means[0] - gain * (of - means[1]))
+        weight = (difference <= np.quantile(difference, 0.75, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(difference.reshape(n, count, BLOCK, count, BLOCK).mean((2, 4)).max((1, 2), initial=0))
 
 
 def find(ones: Prints, others: Prints, bits: int = BITS, detail: float = DETAIL) -> Copies:

@@ -316,3 +316,7 @@ def test_our_table_has_the_papers_layout_with_the_papers_figures_beside_ours() -
     assert cells["original"][2] == "0.500 (0.421)"
     assert cells["AdvNoise (the paper's)"][1] == "– (0.180)"
     assert "Blurring (the paper's)" not in cells
+
+
+def test_without_a_trained_attacker_there_is_a_sentence_and_no_table() -> None:
+    assert table2({"blur": []}) == "No attacker was trained: too few people have 4 photos.\n"

@@ -207,8 +207,9 @@ def test_no_method_is_accused_of_what_it_declares(
         lambda crop: crop,
         lambda crop: encode(decode(crop), quality=40),
         lambda crop: encode(np.ascontiguousarray(decode(crop)[:, ::-1]), quality=80),
+        lambda crop: encode(np.clip(decode(crop) * 1.1 + 25, 0, 255).astype(np.uint8), quality=80),
     ],
-    ids=["byte for byte", "recompressed", "mirrored"],
+    ids=["byte for byte", "recompressed", "mirrored", "brightened"],
 )
 def test_an_original_copied_into_the_release_is_found(made: Made, planted: Callable[[bytes], bytes]) -> None:
     made.images()[0].write_bytes(planted(crop_of(made)))

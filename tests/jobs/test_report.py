@@ -211,6 +211,21 @@ def test_the_verdict_says_in_one_sentence_what_holds_or_what_does_not() -> None:
     assert "✗ not met" in text
 
 
+def test_a_release_of_which_no_privacy_was_asked_is_not_said_to_be_private() -> None:
+    nothing = audit() | {"guarantee": {"kind": "measured"}, "policy": {}}
+    nothing["requirements"] = [r for r in nothing["requirements"] if "uppress" in r["name"]]
+    assert sentence(nothing).startswith("No privacy was asked of this release")
+    text = Elements(write(nothing, [], Page())).text
+    assert "nothing asked" in text
+    assert "✓ met" not in text.partition("What was asked")[0]
+
+
+def test_a_bound_stands_beside_chance_where_there_is_one(html: str) -> None:
+    assert "guesses right in 1/5" in section(html, "attacks")
+    unbounded = write(audit() | {"guarantee": {"kind": "measured"}}, figures(), Page())
+    assert "guesses right in" not in section(unbounded, "attacks")
+
+
 def test_a_requirement_has_a_line_planned_one_shown_and_one_of_recognition(html: str) -> None:
     said = section(html, "requirements")
     assert "Planned 5 formal Shown 90.0 % [80.0 %, 100 %] of distinct pictures show the released Male" in said

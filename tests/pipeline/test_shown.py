@@ -65,6 +65,22 @@ def test_a_picture_that_stands_for_many_errs_once() -> None:
     assert (found["found"], found["below"]["seen"], found["met"]) == (6, 0.0, True)
 
 
+def test_of_two_pictures_that_stand_for_twenty_each_no_error_makes_a_crowd_of_fewer() -> None:
+    values = ["1"] * 20 + ["0"] * 20
+    plan = plan_of([f"p{i}" for i in range(40)], [0] * 20 + [1] * 20, Male=(values, values))
+    shows, known = (np.full((40, len(predictable())), -1, np.int8) for _ in range(2))
+    at = predictable().index("Male")
+    shows[:, at] = [int(v) for v in values]
+    known[:, at] = ([1] * 14 + [0] * 6) + ([0] * 14 + [1] * 6)
+    faces = Seen(np.arange(40), shows=shows, known=known)
+    noise = []
+    for picture in (np.repeat([0, 1], 20), np.arange(40)):
+        found = shown(plan, faces, 20, picture, "judge", np.random.default_rng(0))
+        assert found is not None
+        noise.append(found["below"]["by_noise"])
+    assert noise[0] == 0 < noise[1]
+
+
 def test_a_person_has_the_majority_of_their_pictures() -> None:
     person = np.array([0, 0, 0, 1, 1, 2])
     values = np.array([[1], [1], [0], [1], [0], [1]])

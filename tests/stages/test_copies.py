@@ -88,6 +88,18 @@ def test_a_covered_part_is_the_largest_change(faces: list[np.ndarray], originals
     assert (copies.largest_change(again.views, originals.views) < copies.UNTOUCHED / 4).all()
 
 
+@pytest.mark.parametrize("gain, offset", [(1.0, 35), (1.25, -20), (0.7, 0)])
+def test_brightness_and_contrast_of_the_whole_are_no_change(
+    faces: list[np.ndarray], originals: Prints, gain: float, offset: int
+) -> None:
+    changed = of([(np.clip(face * gain + offset, 0, 255)).astype(np.uint8) for face in faces])
+    masked = of([(np.clip(covered(face) * gain + offset, 0, 255)).astype(np.uint8) for face in faces])
+    assert np.median(copies.largest_change(changed.views, originals.views)) < copies.UNTOUCHED / 4
+    assert (copies.largest_change(changed.views, originals.views) < copies.UNTOUCHED).mean() > 0.9
+    assert (copies.largest_change(masked.views, originals.views) > copies.UNTOUCHED).all()
+    assert len(find(changed, originals).first) >= 0.9 * len(faces)
+
+
 def test_the_mean_of_two_people_is_a_copy_of_neither(originals: Prints) -> None:
     pairs = np.array(list(combinations(range(0, len(originals), 6), 2)))
     views = originals.views.astype(np.float32)
