@@ -328,6 +328,10 @@ def audit(
     workspace: Annotated[
         str | None, typer.Option(help="Its workspace, for attacks that need the originals and the true names.")
     ] = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option(help="What the workspace's PyIceberg catalog is called here [default: as when it was made]."),
+    ] = None,
     table: Annotated[str | None, TableFile] = None,
     policy: PolicyFile = None,
     plan: Annotated[str | None, typer.Option(help="Audit the table as this folder of 'plan' releases it.")] = None,
@@ -384,6 +388,8 @@ def audit(
     """
     if [release, table, snapshot].count(None) != 2:
         raise configs.ConfigError("audit checks a RELEASE, a --snapshot or a --table; give one of them")
+    if catalog is not None and workspace is None:
+        raise configs.ConfigError("--catalog is that of a --workspace, and none was given")
     if table is None:
         from facecrowd.jobs.audit import Order, audit_release, audit_snapshot
 
@@ -401,11 +407,11 @@ def audit(
         name = release if release is not None else f"snapshot-{snapshot}"
         order = Order.read(name, output, depth, recognisers, groups, faces, with_originals, baselines or [])
         if release is not None:
-            report, lines = audit_release(release, workspace, Progress(quiet), order)
+            report, lines = audit_release(release, workspace, Progress(quiet), order, catalog)
         elif snapshot is None or workspace is None:
             raise configs.ConfigError("--snapshot needs the --workspace whose table it is of")
         else:
-            report, lines = audit_snapshot(workspace, snapshot, Progress(quiet), order)
+            report, lines = audit_snapshot(workspace, snapshot, Progress(quiet), order, catalog)
     else:
         from facecrowd.jobs.table import audit_table
 

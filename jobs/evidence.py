@@ -48,20 +48,26 @@ class Evidence:
     these among the originals; subject : (N,) str, "" for faces without a person; plan : of the originals
     """
 
-    def __init__(self, url: str | None, workspace: str, snapshot: int | None = None) -> None:
+    def __init__(
+        self, url: str | None, workspace: str, snapshot: int | None = None, catalog: str | None = None
+    ) -> None:
         """
         url : the release's folder; None for what a snapshot of the workspace's tables says was published
         snapshot : of the Iceberg table ``link``, where ``url`` is None
+        catalog : what the workspace's PyIceberg catalog is called here, where that is not as it was called there
 
         Raises ConfigError where the workspace did not make the release, or has no such snapshot.
         """
-        self.workspace = Workspace(workspace)
+        self._catalog = catalog
+        self.workspace = Workspace(workspace, catalog)
+        if catalog is not None:
+            self.workspace.check()
         self.key: RunKey = self.workspace.key()
         if url is not None:
             self.record = Record.of(self.workspace.folder, hashlib.sha256(Folder(url).read(publish.CARD)).hexdigest())
         else:
             self.record = self._recorded(snapshot)
-        self.workspace = Workspace(workspace, self.config.workspace.catalog)
+        self.workspace = Workspace(workspace, catalog or self.config.workspace.catalog)
         photos = None if self.config.output == "crop" else self._of(RENDERED_PHOTOS, "rendered")
         kept = steps.Kept(self._of(RENDERED, "rendered"), photos)
         self.images = kept if url is None else steps.Published(Folder(url))
@@ -87,7 +93,9 @@ class Evidence:
         there: list[int] = []
         for name in folder.child("releases").names():
             record = Record.read(folder, f"releases/{name}")
-            runs = Workspace(self.workspace.url, record.config.workspace.catalog).snapshots(LINK)
+            space = Workspace(self.workspace.url, self._catalog or record.config.workspace.catalog)
+            space.check()
+            runs = space.snapshots(LINK)
             if snapshot in runs and record.runs["release"] == runs[snapshot] and record.card:
                 return record
             there += [at for at in runs if at not in there]
