@@ -6,12 +6,19 @@ this process; ``tests/pipeline/test_ray_data.py`` shows that Ray makes the same 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +28,15 @@ from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import ray_data
 from facecrowd.pipeline import release as releases
 from facecrowd.pipeline.progress import Progress
+from facecrowd.pipeline.schema import WORKSPACE
+from facecrowd.pipeline.storage import NAMESPACE, Workspace
 from facecrowd.stages import models
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 KEY = bytes(range(32))
+ROWS = {"photos": 12, "faces": 12, "plan": 12, "members": 12, "surrogates": 2, "rendered": 12, "link": 12}
+"""Rows of each Iceberg table of the release ``released``."""
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +249,243 @@ def ray_session() -> Iterator[None]:
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
     with ray_data.session("local", cpus=2):
         yield
+
+
+# ------------------------------------------------------------------------------------ what a disturbed job must end as
+
+
+def count_rows(catalog: Any) -> dict[str, Counter[str]]:
+    """For every Iceberg table of a catalog: run → rows. Checks that a run is one snapshot."""
+    out = {}
+    for manifest in WORKSPACE:
+        if not catalog.table_exists((NAMESPACE, manifest.name)):
+            continue
+        table = catalog.load_table((NAMESPACE, manifest.name))
+        out[manifest.name] = Counter(table.scan(selected_fields=("run",)).to_arrow()["run"].to_pylist())
+        runs = [snapshot.summary.additional_properties["facecrowd.run"] for snapshot in table.snapshots()]
+        assert sorted(runs) == sorted(out[manifest.name])
+    return out
+
+
+@pytest.fixture(scope="session")
+def rows_per_run() -> Callable[[Any], dict[str, Counter[str]]]:
+    return count_rows
+
+
+@pytest.fixture(scope="session")
+def rows_of_each_table() -> dict[str, int]:
+    return ROWS
+
+
+@pytest.fixture
+def assert_as_undisturbed(
+    released: releases.Outcome, tree: Callable[[Path | str], dict[str, bytes]]
+) -> Callable[[configs.ReleaseConfig], None]:
+    """``assert_as_undisturbed(config)``: the same release as ``released``, and every row exactly once."""
+
+    def check(config: configs.ReleaseConfig) -> None:
+        assert tree(str(config.release.path)) == tree(released.release.root)
+        found = count_rows(Workspace(config.workspace_path).catalog())
+        assert {name: list(runs.values()) for name, runs in found.items()} == {n: [rows] for n, rows in ROWS.items()}
+
+    return check
+
+
+class Marked:
+    """Processes that are found again by a mark in their environment, however they were started."""
+
+    def __init__(self) -> None:
+        self.mark = f"FACECROWD_TEST_JOB={uuid.uuid4().hex}"
+        name, value = self.mark.split("=")
+        self.environment = {**os.environ, name: value}
+
+    def processes(self, of: str = "") -> dict[int, str]:
+        """pid → command line of everything with the mark, or of what has these words in its command line."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                if self.mark.encode() in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return {pid: line for pid, line in found.items() if of in line}
+
+    def kill(self, of: str = "") -> int:
+        """SIGKILL to those; returns how many there were."""
+        found = self.processes(of)
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(found)
+
+    def end(self) -> None:
+        """Nothing is left running."""
+        for _ in range(100):
+            if not self.kill():
+                break
+            time.sleep(0.05)
+
+
+class Job(Marked):
+    """``facecrowd release`` in a process of its own, with the processes that Ray starts for it."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        super().__init__()
+        self.log = log
+        with log.open("w") as out:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "facecrowd.jobs.cli", *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+            )
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 180) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.driver.poll() is None, f"ended by itself: {self.log.read_text()}"
+            assert time.monotonic() < end, f"waited in vain: {self.log.read_text()}"
+            time.sleep(0.01)
+
+    def kill_driver(self) -> None:
+        self.driver.kill()
+        self.driver.wait()
+
+    def kill_worker(self) -> bool:
+        """Kill an actor that works on micro-batches, where there is one right now."""
+        workers = [pid for pid, line in self.processes("ray::").items() if "_Group" in line]
+        if workers:
+            os.kill(workers[0], signal.SIGKILL)
+        return bool(workers)
+
+    def kill_raylet(self) -> bool:
+        """Kill Ray's own process of this node, where there is one right now."""
+        return self.kill("raylet/raylet ") > 0
+
+    def end(self) -> None:
+        super().end()
+        self.driver.wait()
+
+
+@pytest.fixture
+def marked() -> Iterator[Callable[[], Marked]]:
+    """``marked()``: a mark for processes, all of which end with the test."""
+    marks: list[Marked] = []
+
+    def make() -> Marked:
+        marks.append(Marked())
+        return marks[-1]
+
+    yield make
+    for mark in marks:
+        mark.end()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[list[str]], Job]]:
+    """``start(flags(output))``: a job of the command line that is left running; ended with the test."""
+    jobs: list[Job] = []
+
+    def run(arguments: list[str]) -> Job:
+        jobs.append(Job(arguments, tmp_path / f"job-{len(jobs)}.log"))
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        job.end()
+
+
+# -------------------------------------------------------------------------------------------------- an object store
+
+
+KEY_ID, SECRET = "loopback-key-id", "loopback-secret-nobody-else-uses"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The server and what a process needs to use it."""
+
+    environment: dict[str, str]
+    client: Any
+    catalog: dict[str, str]
+
+    def tree(self, prefix: str) -> dict[str, bytes]:
+        """Every object below ``prefix`` of the bucket."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="private", Prefix=f"{prefix}/")
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return {key[len(prefix) + 1 :]: self.get(key) for key in keys}
+
+    def get(self, key: str) -> bytes:
+        return self.client.get_object(Bucket="private", Key=key)["Body"].read()
+
+    def use(self, patch: pytest.MonkeyPatch) -> None:
+        """Use the store from this process."""
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
+            patch.setenv(name, self.environment[name])
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket="private", Key=key, Body=data)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An S3 server on loopback, with the bucket ``private``."""
+    pytest.importorskip("moto", reason="the S3 server of the tests is moto's")
+    pytest.importorskip("s3fs")
+    import boto3
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("s3")
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+        )
+    try:
+        endpoint = f"http://127.0.0.1:{port}"
+        credentials = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "server.log").read_text()
+                time.sleep(0.1)
+        client = boto3.client("s3", endpoint_url=endpoint, **credentials)
+        client.create_bucket(Bucket="private")
+        catalog = "PYICEBERG_CATALOG__LOOPBACK__"
+        environment = {
+            **os.environ,
+            "AWS_ACCESS_KEY_ID": KEY_ID,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": endpoint,
+            f"{catalog}TYPE": "sql",
+            f"{catalog}URI": f"sqlite:///{folder}/catalog.db",
+            f"{catalog}WAREHOUSE": "s3://private/warehouse",
+            f"{catalog}S3__ENDPOINT": endpoint,
+            f"{catalog}S3__ACCESS_KEY_ID": KEY_ID,
+            f"{catalog}S3__SECRET_ACCESS_KEY": SECRET,
+            f"{catalog}S3__REGION": "us-east-1",
+        }
+        prefix = len(catalog)
+        properties = {
+            k[prefix:].lower().replace("__", ".").replace("_", "-"): v
+            for k, v in environment.items()
+            if k.startswith(catalog)
+        }
+        yield Store(environment, client, properties)
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def bucket(store: Store, photos: Path) -> Store:
+    """The photos in the bucket, under ``photos/``."""
+    for file in photos.rglob("*.jpg"):
+        store.put(f"photos/{file.relative_to(photos)}", file.read_bytes())
+    return store

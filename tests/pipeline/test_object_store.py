@@ -5,14 +5,10 @@ The job runs as a user runs it: the server's address, the credentials and the Ic
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +21,6 @@ from facecrowd.pipeline.photos import listing
 from facecrowd.pipeline.release import Outcome
 from facecrowd.pipeline.storage import Folder
 
-pytest.importorskip("moto", reason="the S3 server of the tests is moto's")
-pytest.importorskip("s3fs")
-
-KEY_ID, SECRET = "loopback-key-id", "loopback-secret-nobody-else-uses"
 SCRIPT = Path(__file__).with_name("kill_run.py")
 KILLED = -9
 
@@ -36,99 +28,14 @@ Settings = Callable[..., ReleaseConfig]
 Tree = Callable[[Path | str], dict[str, bytes]]
 
 
-@dataclass(frozen=True)
-class Store:
-    """The server and what a process needs to use it."""
-
-    environment: dict[str, str]
-    client: Any
-    catalog: dict[str, str]
-
-    def tree(self, prefix: str) -> dict[str, bytes]:
-        """Every object below ``prefix`` of the bucket."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="private", Prefix=f"{prefix}/")
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return {key[len(prefix) + 1 :]: self.get(key) for key in keys}
-
-    def get(self, key: str) -> bytes:
-        return self.client.get_object(Bucket="private", Key=key)["Body"].read()
-
-    def use(self, patch: pytest.MonkeyPatch) -> None:
-        """Use the store from this process."""
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
-            patch.setenv(name, self.environment[name])
-
-    def put(self, key: str, data: bytes) -> None:
-        self.client.put_object(Bucket="private", Key=key, Body=data)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    import boto3
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("s3")
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-        )
-    try:
-        endpoint = f"http://127.0.0.1:{port}"
-        credentials = {"aws_access_key_id": KEY_ID, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert server.poll() is None, (folder / "server.log").read_text()
-                time.sleep(0.1)
-        client = boto3.client("s3", endpoint_url=endpoint, **credentials)
-        client.create_bucket(Bucket="private")
-        catalog = "PYICEBERG_CATALOG__LOOPBACK__"
-        environment = {
-            **os.environ,
-            "AWS_ACCESS_KEY_ID": KEY_ID,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": endpoint,
-            f"{catalog}TYPE": "sql",
-            f"{catalog}URI": f"sqlite:///{folder}/catalog.db",
-            f"{catalog}WAREHOUSE": "s3://private/warehouse",
-            f"{catalog}S3__ENDPOINT": endpoint,
-            f"{catalog}S3__ACCESS_KEY_ID": KEY_ID,
-            f"{catalog}S3__SECRET_ACCESS_KEY": SECRET,
-            f"{catalog}S3__REGION": "us-east-1",
-        }
-        prefix = len(catalog)
-        properties = {
-            k[prefix:].lower().replace("__", ".").replace("_", "-"): v
-            for k, v in environment.items()
-            if k.startswith(catalog)
-        }
-        yield Store(environment, client, properties)
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(scope="module")
-def bucket(store: Store, photos: Path) -> Store:
-    """The photos in the bucket, under ``photos/``."""
-    for file in photos.rglob("*.jpg"):
-        store.put(f"photos/{file.relative_to(photos)}", file.read_bytes())
-    return store
-
-
-def on_s3(settings: Settings, name: str, given: bytes, store: Store, **changes: Any) -> ReleaseConfig:
+def on_s3(settings: Settings, name: str, given: bytes, store: Any, **changes: Any) -> ReleaseConfig:
     store.put(f"{name}.workspace/run.key", given)
     return settings(
         f"s3://private/{name}", **{"input.path": "s3://private/photos", "workspace.catalog": "loopback", **changes}
     )
 
 
-def run(config: ReleaseConfig, store: Store, folder: Path, act: int = 0) -> subprocess.CompletedProcess[str]:
+def run(config: ReleaseConfig, store: Any, folder: Path, act: int = 0) -> subprocess.CompletedProcess[str]:
     """The job without Ray, killed at its Nth act on the store if ``act`` is given."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     return subprocess.run(
@@ -148,7 +55,7 @@ def key(released: Outcome) -> bytes:
 
 @pytest.fixture(scope="module")
 def plain(
-    settings: Settings, bucket: Store, key: bytes, tmp_path_factory: pytest.TempPathFactory
+    settings: Settings, bucket: Any, key: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> subprocess.CompletedProcess[str]:
     """A release from ``photos`` to ``plain``, never disturbed."""
     result = run(on_s3(settings, "plain", key, bucket), bucket, tmp_path_factory.mktemp("plain"))
@@ -157,24 +64,25 @@ def plain(
 
 
 def test_a_release_made_on_an_object_store_equals_the_local_one_byte_for_byte(
-    plain: subprocess.CompletedProcess[str], bucket: Store, released: Outcome, tree: Tree
+    plain: subprocess.CompletedProcess[str], bucket: Any, released: Outcome, tree: Tree
 ) -> None:
     assert bucket.tree("plain") == tree(released.release.root)
 
 
-def test_no_credential_is_kept_or_said_anywhere(plain: subprocess.CompletedProcess[str], bucket: Store) -> None:
+def test_no_credential_is_kept_or_said_anywhere(plain: subprocess.CompletedProcess[str], bucket: Any) -> None:
     kept = {**bucket.tree("plain"), **bucket.tree("plain.workspace"), **bucket.tree("warehouse")}
     assert len(kept) > 50
+    key_id, secret = (bucket.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
     for name, data in kept.items():
-        assert SECRET.encode() not in data, name
-        assert KEY_ID.encode() not in data, name
-    assert SECRET not in plain.stdout + plain.stderr
+        assert secret.encode() not in data, name
+        assert key_id.encode() not in data, name
+    assert secret not in plain.stdout + plain.stderr
 
 
 def test_a_job_killed_on_an_object_store_resumes_there_beside_others_in_its_catalog(
     tmp_path: Path,
     settings: Settings,
-    bucket: Store,
+    bucket: Any,
     key: bytes,
     plain: subprocess.CompletedProcess[str],
     released: Outcome,
@@ -203,7 +111,7 @@ def test_a_job_killed_on_an_object_store_resumes_there_beside_others_in_its_cata
 def test_the_command_line_reads_and_writes_an_object_store(
     tmp_path: Path,
     flags: Callable[..., list[str]],
-    bucket: Store,
+    bucket: Any,
     key: bytes,
     released: Outcome,
     tree: Tree,
@@ -223,7 +131,7 @@ def test_the_command_line_reads_and_writes_an_object_store(
 def test_what_is_wrong_with_a_store_is_a_sentence(
     tmp_path: Path,
     flags: Callable[..., list[str]],
-    bucket: Store,
+    bucket: Any,
     command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     nowhere = flags(tmp_path / "release", "--input", "s3://private/nowhere")
@@ -245,7 +153,7 @@ def test_what_is_wrong_with_a_store_is_a_sentence(
         assert not list(tmp_path.iterdir())
 
 
-def test_what_another_process_wrote_is_seen(bucket: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_wrote_is_seen(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.use(monkeypatch)
     folder = Folder("s3://private/parts")
     bucket.put("parts/1", b"one")
@@ -257,7 +165,7 @@ def test_what_another_process_wrote_is_seen(bucket: Store, monkeypatch: pytest.M
 
 
 def test_photos_that_changed_on_the_store_are_another_input(
-    settings: Settings, bucket: Store, photos: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, bucket: Any, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.use(monkeypatch)
     config = settings("unused", **{"input.path": "s3://private/photos"})
