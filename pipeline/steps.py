@@ -358,7 +358,9 @@ def shown(
 
 def judges(config: DetectConfig, predictor: str | None = None, column: str = "image") -> tuple[Stage, ...]:
     """What looks at released pixels: the run's own detector and recogniser, and the judge of attributes if any."""
-    found = Judge(config.recogniser, config.detector, threshold=config.threshold, folder=config.models, column=column)
+    found = Judge(
+        config.recogniser, detector=config.detector, threshold=config.threshold, folder=config.models, column=column
+    )
     return (found, *attributes(config, predictor, column))
 
 

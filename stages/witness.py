@@ -7,17 +7,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from facecrowd.stages import models
+from facecrowd.stages import align, models
 from facecrowd.stages.batch import explain, outcomes
 from facecrowd.stages.decode import Undecodable, decode
+from facecrowd.stages.detect import Detector
 from facecrowd.stages.embed import vectors
-from facecrowd.stages.judge import find
 from facecrowd.stages.stage import Batch, Resources, Stage, live
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best face of a crop. score : 0 without one; landmarks : (5, 2) px, without a face those of the FFHQ template;
+    chip : (112, 112, 3) uint8 RGB, cut by them in ArcFace's alignment"""
+
+    score: float
+    landmarks: np.ndarray
+    chip: np.ndarray
+
+
+def find(detector: Detector, crop: np.ndarray) -> Found:
+    """The best face of an (S, S, 3) uint8 RGB crop."""
+    faces = detector.find(crop)
+    points = faces.landmarks[:1].reshape(-1, 5, 2) if len(faces) else align.template(crop.shape[0])[None]
+    matrix = align.similarity(points, align.template(align.ARCFACE_SIZE, "arcface"))[0]
+    chip = align.warp(crop, matrix, align.ARCFACE_SIZE, "black")
+    return Found(float(faces.scores[0]) if len(faces) else 0.0, points[0], chip)
 
 
 class Witness(Stage):
@@ -52,13 +72,12 @@ class Witness(Stage):
         self.device, self.threads, self.folder = device, threads, folder
         self.resources = resources or Resources()
         self._recognisers: dict[str, Any] = {}
-        self._detector: Any = None
+        self._detector: Detector | None = None
 
     def setup(self) -> None:
         import torch
 
         from facecrowd.stages import recognise
-        from facecrowd.stages.detect import Detector
 
         cv2.setNumThreads(1)
         torch.set_num_threads(self.threads)
@@ -80,6 +99,7 @@ class Witness(Stage):
     def __call__(self, batch: Batch) -> Batch:
         if self._detector is None:
             self.setup()
+        assert self._detector is not None
         status, reason = outcomes(batch)
         scores = np.zeros(len(status), np.float32)
         landmarks = np.full((len(status), 10), np.nan, np.float32)

@@ -182,13 +182,12 @@ def test_what_is_released_is_within_the_tolerance_as_its_own_files_show(
     # Counted again, from the files, by a recogniser loaded here.
     judge = Judge(sface, folder=model_folder)
     from facecrowd.jobs.evidence import Evidence
-    from facecrowd.stages.decode import decode
 
     evidence = Evidence(outcome.release.url, outcome.workspace.url)
-    probes = np.stack([judge.look(decode(data))[1] for data in evidence.released(range(len(evidence)))])
+    probes = judge({"image": evidence.released(range(len(evidence)))})["embedding"]
     # The attacker knows who is in the release.
     everybody = np.flatnonzero(np.isin(evidence.subject, evidence.subject[evidence.row]))
-    enrolled = np.stack([judge.look(decode(data))[1] for data in evidence.originals(everybody)])
+    enrolled = judge({"image": evidence.originals(everybody)})["embedding"]
     names = evidence.subject[everybody]
     rate = identify(probes, evidence.subject[evidence.row], enrolled, names, rng=RNG).rank_one.per_subject
     (requirement,) = [r for r in outcome.audit["requirements"] if r["name"] == verification.NAMES["recognition"]]

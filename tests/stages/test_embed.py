@@ -25,7 +25,7 @@ def recogniser(weights) -> recognise.OnnxRecogniser:
 
 @pytest.fixture(scope="module")
 def judge(weights) -> Judge:
-    stage = Judge(weights("arcface-mobilefacenet"), weights("scrfd-500m"))
+    stage = Judge(weights("arcface-mobilefacenet"), detector=weights("scrfd-500m"))
     stage.setup()
     return stage
 
