@@ -4,9 +4,26 @@ from __future__ import annotations
 
 
 class FacecrowdError(Exception):
-    """Something the user can mend; the message says what is wrong, where, and what to do."""
+    """Something the user can mend; the message says what is wrong, where, and what to do.
+
+    It is one line: what moves a terminal's cursor or turns its text around, as a file's name may, is written out.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Text on one line: characters that are no print become escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says; its name where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 class ConfigError(FacecrowdError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 
 from facecrowd.pipeline import presets
 from facecrowd.pipeline.config import Input, Policy
-from facecrowd.pipeline.errors import InputError
+from facecrowd.pipeline.errors import InputError, reason
 from facecrowd.pipeline.storage import Folder
 
 SUFFIXES = (
@@ -67,6 +69,9 @@ def listing(config: Input, policy: Policy, predictable: Collection[str] = ()) ->
     """
     if not config.path:
         raise InputError("no input: give --input PHOTOS (a folder, or a Parquet/CSV manifest)")
+    if "::" in config.path:
+        # The photos inside have no URL of their own, by which a worker could read them.
+        raise InputError(f"input {config.path}: '::' joins URLs; unpack what lies inside, or rename the folder")
     names = (*policy.quasi_identifiers, *policy.sensitive)
     skipped: Counter[str] = Counter()
     if config.path.lower().endswith((".parquet", ".csv")):
@@ -102,6 +107,8 @@ def _from_folder(config: Input, skipped: Counter[str]) -> tuple[list[Photo], str
             skipped[_kind(name)] += 1
             continue
         _storable(name, f"input {name!r}")
+        if root is None:
+            _single(name, f"input {name!r}")
         path = folder.fs.unstrip_protocol(folder.at(name)) if root is None else folder.at(name)
         if root is not None:
             _inside(root, name, f"input {name}")
@@ -148,12 +155,21 @@ def _storable(name: str, where: str) -> None:
         raise InputError(f"{where}: its name is not UTF-8; rename it") from None
 
 
+def _single(name: str, where: str) -> None:
+    """Refuse a name on a store that would be taken for several joined by ``::``, and so for another file."""
+    if "::" in name:
+        raise InputError(f"{where}: '::' joins names of files in URLs; rename it")
+
+
 def _inside(root: Path, name: str, where: str) -> None:
-    """Refuse what no photo can be: a link that leads out of the input, or a pipe, on which reading would wait."""
-    file = (root / name).resolve()
-    if not file.is_relative_to(root):
+    """Refuse what no photo can be: a link that leads out of the input, or a pipe, on which reading would wait.
+
+    A link to itself and a name that is too long are of no file, which reading says.
+    """
+    file = os.path.realpath(root / name)
+    if not Path(file).is_relative_to(root):
         raise InputError(f"{where}: a link that leads out of the input folder")
-    if file.exists() and not file.is_file():
+    if os.path.exists(file) and not os.path.isfile(file):
         raise InputError(f"{where}: not a file")
 
 
@@ -174,26 +190,30 @@ def _from_manifest(
     base = Folder(posixpath.dirname(config.path) or ".")
     root = base.local.resolve() if base.local else None
     photos, seen = [], set()
-    for index, row in enumerate(table.to_pylist()):
+    wanted = [config.path_column, *([config.subject_column] if kind == "column" and config.subject_column else [])]
+    for index, row in enumerate(_rows(table, [*wanted, *brought], f"input {config.path}")):
         name = row[config.path_column]
         if not isinstance(name, str) or not name:
-            raise InputError(f"input {config.path}, row {index}: {config.path_column} is empty")
+            what = "empty" if name in (None, "") else "no text"
+            raise InputError(f"input {config.path}, row {index}: {config.path_column} is {what}")
         normal = posixpath.normpath(name)
-        if normal.startswith(("../", "/")) or normal == ".." or "://" in name or "\0" in name:
+        if _leads_out(name) or (root is None and _leads_out(unquote(name))):
             raise InputError(f"input {config.path}, row {index}: {name!r} leads out of the manifest's folder")
         if normal in seen:
             raise InputError(f"input {config.path}, row {index}: {name!r} is there twice")
         seen.add(normal)
         _storable(normal, f"input {config.path}, row {index}: {name!r}")
+        if root is None:
+            _single(name, f"input {config.path}, row {index}: {name!r}")
         size, changed = -1, ""
         if root is not None:
             _inside(root, normal, f"input {config.path}, row {index}: {name!r}")
             # A photo that is not there is a row with a reason, like any that cannot be read.
-            if (root / normal).exists():
+            if os.path.exists(root / normal):
                 found = (root / normal).stat()
                 size, changed = found.st_size, str(found.st_mtime)
         subject = row[config.subject_column] if kind == "column" and config.subject_column else ""
-        if subject is None or (kind == "column" and str(subject) == ""):
+        if kind == "column" and _nothing(subject):
             raise InputError(f"input {config.path}, row {index}: {config.subject_column} is empty")
         photos.append(
             Photo(
@@ -208,6 +228,11 @@ def _from_manifest(
     return photos, kind, brought
 
 
+def _leads_out(name: str) -> bool:
+    normal = posixpath.normpath(name)
+    return normal.startswith(("../", "/")) or normal == ".." or "://" in name or "\0" in name
+
+
 def _joined(
     config: Input, photos: list[Photo], asked: tuple[str, ...], predictable: Collection[str]
 ) -> tuple[list[Photo], tuple[str, ...]]:
@@ -215,9 +240,9 @@ def _joined(
     table = read_table(config.attributes, "input.attributes")
     _need(table, [config.attributes_key], f"input.attributes {config.attributes}")
     names = _brought(table, asked, predictable, f"input.attributes {config.attributes}")
-    table = table.select(list(dict.fromkeys([config.attributes_key, *names])))
     rows: dict[str, dict[str, Any]] = {}
-    for index, row in enumerate(table.to_pylist()):
+    where = f"input.attributes {config.attributes}"
+    for index, row in enumerate(_rows(table, [config.attributes_key, *names], where)):
         key = _text(row[config.attributes_key], config.attributes_key, f"input.attributes {config.attributes}", index)
         if key in rows:
             raise InputError(f"input.attributes {config.attributes}, row {index}: {key!r} is there twice")
@@ -258,7 +283,8 @@ def read_table(path: str, role: str, columns: list[str] | None = None) -> pa.Tab
     try:
         if path.lower().endswith(".csv"):
             # The cut may fall inside a character; what is no UTF-8 at all is found by the reader.
-            header = next(csv.reader(io.StringIO(data[:65536].decode("utf-8-sig", errors="replace"))), [])
+            start = io.StringIO(data[:65536].decode("utf-8-sig", errors="replace"), newline="")
+            header = next(csv.reader(start), [])
             text = {name: pa.string() for name in header}
             options = pacsv.ConvertOptions(column_types=text, strings_can_be_null=False)
             # Arrow's threads may outlive the table, and a process that ends meanwhile, on bad input, aborts.
@@ -266,12 +292,15 @@ def read_table(path: str, role: str, columns: list[str] | None = None) -> pa.Tab
             table = pacsv.read_csv(io.BytesIO(data), read_options=alone, convert_options=options)
         else:
             table = pq.read_table(io.BytesIO(data), use_threads=False, pre_buffer=False)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{role} {path}: not readable: {str(error).splitlines()[0]}") from None
+            table.validate(full=True)
+        names = table.column_names
+    # On a damaged file Arrow raises whatever it stumbled over.
+    except Exception as error:
+        raise InputError(f"{role} {path}: not readable: {reason(error)}") from None
     if columns is not None:
         _need(table, columns, f"{role} {path}")
         table = table.select(list(dict.fromkeys(columns)))
-    if not len(table):
+    if not len(table) or not names:
         raise InputError(f"{role} {path}: the table is empty")
     return table
 
@@ -282,11 +311,24 @@ def _brought(table: pa.Table, names: Iterable[str], predictable: Collection[str]
         _need(table, [n for n in names if n not in predictable], where)
     except InputError as error:
         raise InputError(f"{error}; {presets.hint(bool(predictable))}") from None
-    return tuple(n for n in names if n in table.column_names)
+    brought = tuple(n for n in names if n in table.column_names)
+    _need(table, brought, where)
+    return brought
+
+
+def _rows(table: pa.Table, columns: Iterable[str], where: str) -> list[dict[str, Any]]:
+    """Columns of a table as Python's objects. Raises InputError for what it has none of: text that is no UTF-8."""
+    try:
+        found: list[dict[str, Any]] = table.select(list(dict.fromkeys(columns))).to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise InputError(f"{where}: not readable: {reason(error)}") from None
+    return found
 
 
 def _need(table: pa.Table, columns: Iterable[str], where: str) -> None:
     for column in columns:
+        if table.column_names.count(column) > 1:
+            raise InputError(f"{where}: column {column!r} is there {table.column_names.count(column)} times")
         if column not in table.column_names:
             near = ", ".join(table.column_names[:12])
             raise InputError(
@@ -294,7 +336,11 @@ def _need(table: pa.Table, columns: Iterable[str], where: str) -> None:
             )
 
 
+def _nothing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
 def _text(value: Any, name: str, table: str, row: Any) -> str:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if _nothing(value):
         raise InputError(f"{table}, row {row}: {name} is empty")
     return {True: "1", False: "0"}.get(value, str(value)) if isinstance(value, bool) else str(value)
