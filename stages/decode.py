@@ -17,13 +17,16 @@ import cv2
 import fsspec
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from facecrowd.stages.batch import outcomes
 from facecrowd.stages.stage import Batch, Resources, Stage, live
 
 MAX_PIXELS = 80_000_000
 """Larger photos are refused before they are decoded: 80 megapixels are 240 MB, more than any phone takes."""
+
+BAND = 1 << 22
+"""Pixels that are converted at a time."""
 
 RETRY_AFTER_S = (0.5, 2.0, 8.0)
 """Waits before an object store that did not answer is asked again."""
@@ -33,6 +36,7 @@ FORMATS = tuple({"JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000",
 """What Pillow may open, where it was built with it. Not every plug-in of it: some start other programs."""
 
 ORIENTATION = 0x0112
+TILE_SIDES = (322, 323)
 _EXIF = b"Exif\x00\x00"
 
 
@@ -104,9 +108,12 @@ def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
         # Pillow warns of sizes that are within the caller's limit, and of damage that is reported here by name.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse_bomb(*image.size, max_pixels)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                # A tile is decoded whole, however little of it the image needs.
+                _refuse_bomb(*(int(image.tag_v2.get(tag, 0)) for tag in TILE_SIDES), max_pixels)
             image.load()
-            frame = ImageOps.exif_transpose(image)
-            return np.ascontiguousarray(_rgb(frame))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except Undecodable:
         raise
     except Image.DecompressionBombError:
@@ -125,30 +132,48 @@ def _refuse_bomb(width: int, height: int, max_pixels: int) -> None:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """Any mode of Pillow's as (H, W, 3) uint8."""
-    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;"):
-        return np.repeat(_eight_bits(np.asarray(image), image.mode)[..., None], 3, axis=2)
+    """Any mode of Pillow's as (H, W, 3) uint8; a band at a time, since converting takes several times its memory."""
+    (width, height), rows = image.size, max(1, BAND // image.width)
+    bands = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    white = _white(image, bands) if _deep(image.mode) else 255.0
+    out = np.empty((height, width, 3), np.uint8)
+    for band in bands:
+        out[band[1] : band[3]] = _rgb_band(image.crop(band) if len(bands) > 1 else image, white)
+    return out
+
+
+def _rgb_band(image: Image.Image, white: float) -> np.ndarray:
+    """(H, W, 3) uint8, or (H, W, 1) where it is grey."""
+    if _deep(image.mode):
+        levels = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=white, neginf=0.0)
+        return np.clip(levels * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)[..., None]
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         # What a page shows: the transparent part of a portrait is its background.
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+        page = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(page, rgba).convert("RGB"))
     return np.asarray(image.convert("RGB"))
 
 
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey levels of 16 or 32 bits or float, as uint8.
+def _deep(mode: str) -> bool:
+    """Grey of 16 or 32 bits or float."""
+    return mode in ("I", "F") or mode.startswith("I;")
 
-    The white of ``I;16`` is 65535. 32-bit and float files do not say theirs: the least of 1 (float only), 255, 65535
-    and the brightest pixel that holds them all.
+
+def _white(image: Image.Image, bands: list[tuple[int, int, int, int]]) -> float:
+    """The level of a deep image that is white.
+
+    Of ``I;16`` it is 65535. 32-bit and float files do not say theirs: the least of 1 (float only), 255, 65535 and the
+    brightest pixel that holds them all.
     """
-    levels = values.astype(np.float64)
-    top = 65535.0
-    if not mode.startswith("I;16"):
-        brightest = float(np.nanmax(levels, initial=0.0))
-        tops = [1.0, 255.0, 65535.0] if mode == "F" else [255.0, 65535.0]
-        top = next((t for t in tops if brightest <= t), brightest)
-    return np.clip(np.nan_to_num(levels) * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
+    if image.mode.startswith("I;16"):
+        return 65535.0
+    brightest = 0.0
+    for band in bands:
+        levels = np.asarray(image.crop(band))
+        brightest = max(brightest, float(np.max(levels, where=np.isfinite(levels), initial=0)))
+    tops = [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
+    return next((top for top in tops if brightest <= top), brightest)
 
 
 class StoreUnavailable(OSError):
