@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -107,9 +108,15 @@ class Plan:
         """The rows that have a subject and are not left out, and so are released: (n,) int64."""
         return _kept(self.subjects)
 
+    @cached_property
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """All rows by class, and the class of each: looked through once, not once for every part."""
+        rows = np.argsort(self.class_id, kind="stable")
+        return rows, self.class_id[rows]
+
     def part_columns(self, part: int) -> dict[str, Any]:
         """The rows of one part of the plan manifest."""
-        rows = np.flatnonzero(self.part == part)
+        rows = np.arange(*np.searchsorted(self.part, [part, part + 1]))
         return {
             "face_id": self.face_id[rows],
             "photo": self.photo[rows],
@@ -126,7 +133,8 @@ class Plan:
     def members_columns(self, part: int, classes_per_part: int) -> dict[str, Any]:
         """The rows of one part of the members manifest: whole classes, by class, subject and place."""
         low, high = part * classes_per_part, (part + 1) * classes_per_part
-        rows = np.flatnonzero((self.class_id >= low) & (self.class_id < high))
+        in_order, classes = self._by_class
+        rows = in_order[slice(*np.searchsorted(classes, [low, high]))]
         order = np.lexsort((self.row[rows], self.part[rows], self.subject_id[rows].astype(str), self.class_id[rows]))
         rows = rows[order]
         return {
