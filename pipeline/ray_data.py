@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import resource
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from facecrowd.stages.stage import Batch, Stage, rows
 
 NO_PROGRESS_TIMEOUT_S = 600
 CONNECT_TIMEOUT_S = 15
+STORE_EVERY_S = 5.0
+"""How often a running step asks what the object store holds."""
 CPU_HEADROOM = 0.95
 """Pools that together take every CPU starve Ray's own tasks and hang; they share this much of them."""
 
@@ -123,7 +127,7 @@ class _Group:
             stage.setup()
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, Any]:
-        out: dict[str, list[Any]] = {"part": [], "rows": [], "columns": []}
+        out: dict[str, list[Any]] = {"part": [], "rows": [], "columns": [], "peak": []}
         for i, number in enumerate(block["part"]):
             part = int(number)
             batch = self.source(part) if self.source else pickle.loads(block["columns"][i])  # noqa: S301 - our own bytes
@@ -131,6 +135,8 @@ class _Group:
             out["part"].append(part)
             out["rows"].append(self.sink(part, batch) if self.sink else -1)
             out["columns"].append(b"" if self.sink else pickle.dumps(_portable(self.stages, batch)))
+            before = int(block["peak"][i]) if "peak" in block else 0
+            out["peak"].append(max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         return out
 
 
@@ -170,11 +176,45 @@ def pool(parts: int, cpus: float, cpus_each: float, gpus: float = 0.0, gpus_each
     return min(workers, carried)
 
 
+def stored() -> tuple[int, int]:
+    """Bytes that the object stores of all nodes hold, and could hold, as Ray's nodes report them ten times a second."""
+    import ray
+
+    size, free = (
+        found.get("object_store_memory", 0.0) for found in (ray.cluster_resources(), ray.available_resources())
+    )
+    return int(size - free), int(size)
+
+
+@dataclass
+class Used:
+    """The peaks of a step in bytes: resident memory of the largest worker, and what the object stores held."""
+
+    worker: int = 0
+    store: int = 0
+    size: int = 0
+    _asked: float = float("-inf")
+
+    def look(self, worker: int) -> None:
+        self.worker = max(self.worker, worker)
+        if time.monotonic() - self._asked >= STORE_EVERY_S:
+            self._asked = time.monotonic()
+            held, self.size = stored()
+            self.store = max(self.store, held)
+
+    def line(self, name: str) -> str:
+        return (
+            f"{name}: the largest worker took {self.worker / 1e6:.0f} MB, the object store held at most "
+            f"{self.store / 1e6:.0f} of {self.size / 1e6:.0f} MB"
+        )
+
+
 def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
     """Work off the micro-batches ``parts`` of a step; returns when every sink has been called.
 
-    A worker that dies is replaced and its micro-batch made again. Raises UnfinishedError when a stage fails for a
-    reason that repeats.
+    A worker that dies is replaced and its micro-batch made again. The memory it all took is said at the end.
+
+    Raises UnfinishedError when a stage fails for a reason that repeats.
     """
     if not parts:
         return
@@ -202,14 +242,17 @@ def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
             num_cpus=asked[index] * scale,
             num_gpus=gpus[index] or None,
         )
+    used = Used()
     try:
         with progress.step(step.name, len(parts)) as advance:
             for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
                 advance(int(batch["rows"][0]))
+                used.look(int(batch["peak"][0]))
     except Exception as error:
         cause = root_cause(error)
         what = (str(cause).strip().splitlines() or ["no message"])[0]
         raise UnfinishedError(f"{step.name}: {type(cause).__name__}: {what}; start it again to go on") from error
+    progress.say(used.line(step.name))
 
 
 def root_cause(error: BaseException) -> BaseException:

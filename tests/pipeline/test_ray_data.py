@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -195,6 +197,20 @@ def test_a_worker_that_dies_is_replaced_and_its_part_made_again(ray_session: Non
     ray_data.run(step, range(5), QUIET)
     assert (tmp_path / "died").exists()
     assert sorted(made(tmp_path / "out")) == [0, 1, 2, 3, 4]
+
+
+def test_what_a_step_took_is_said_at_its_end(ray_session: None, tmp_path: Path) -> None:
+    out = io.StringIO()
+    ray_data.run(Step("double", Numbers(), (Double(),), Written(str(tmp_path))), range(3), Progress(stream=out))
+    last = out.getvalue().splitlines()[-1]
+    found = re.fullmatch(
+        r"double: the largest worker took (\d+) MB, the object store held at most (\d+) of (\d+) MB", last
+    )
+    assert found, last
+    worker, held, size = map(int, found.groups())
+    # Python, NumPy and OpenCV take as much at least; the session's store is 512 MiB.
+    assert 50 < worker < 4000
+    assert held <= size == 537
 
 
 def test_a_session_that_is_open_is_used_and_left_open(ray_session: None) -> None:
