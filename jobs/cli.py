@@ -15,6 +15,7 @@ import json
 import os
 import select
 import sys
+import time
 import traceback
 import types
 import typing
@@ -238,6 +239,12 @@ def release(
     *,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same keys; flags win over it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, fetch and write nothing.")] = False,
+    plan_resources: Annotated[
+        bool,
+        typer.Option(
+            "--plan-resources", help="Foretell time, memory and disk from a sample of 200 photos; publish nothing."
+        ),
+    ] = False,
     json_file: JsonFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the verdict.")] = False,
     overrides: dict[str, Any],
@@ -247,10 +254,21 @@ def release(
     from facecrowd.pipeline.summary import verdict_lines
 
     settings = configs.load(config, {dotted: _parsed(dotted, value) for dotted, value in overrides.items()})
+    if dry_run and plan_resources:
+        raise configs.ConfigError("--dry-run fetches nothing, --plan-resources runs a sample; give one of them")
+    begin = time.monotonic()
     prepared = releases.prepare(settings, dry=dry_run)
     if dry_run:
         for line in prepared.lines():
             print(line)
+        return
+    if plan_resources:
+        from facecrowd.pipeline import resources
+
+        forecast = resources.foretell(prepared, Progress(quiet), time.monotonic() - begin)
+        for line in resources.lines(forecast):
+            print(line)
+        _write_json(json_file, forecast.as_dict())
         return
     outcome = releases.release(prepared, Progress(quiet))
     if outcome.reused:
