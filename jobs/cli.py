@@ -348,7 +348,10 @@ def audit(
     ] = None,
     catalog: Annotated[
         str | None,
-        typer.Option(help="What the workspace's PyIceberg catalog is called here [default: as when it was made]."),
+        typer.Option(
+            help="What the workspace's PyIceberg catalog is called here [default: as when it was made; an SQL catalog "
+            "knows its tables by that name]."
+        ),
     ] = None,
     table: Annotated[str | None, TableFile] = None,
     policy: PolicyFile = None,
@@ -1277,6 +1280,46 @@ def bench_recognition(
     figures = recognition.bench_recognition(recognition.Size(probes, subjects, photos, dim))
     recognition.show(figures)
     _write_json(json_file, figures)
+
+
+@bench_app.command(
+    "scale", epilog="Example: `facecrowd bench scale --images 2000 --rows 1000000 --stream 0 --json scale.json`"
+)
+@speaking
+def bench_scale(
+    json_file: Annotated[Path, typer.Option("--json", help="Keeps the figures; what it holds is not measured again.")],
+    images: Annotated[str, typer.Option(help="Sizes of releases, comma-separated; empty for none.")] = (
+        "10000,100000,1000000"
+    ),
+    rows: Annotated[str, typer.Option(help="Sizes of tables, comma-separated; empty for none.")] = (
+        "10000000,100000000"
+    ),
+    stream: Annotated[int, typer.Option(min=0, help="Faces through a small object store (0: none).")] = 1_000_000,
+    photos: Annotated[int, typer.Option(min=0, help="Photos that the real networks are timed on (0: none).")] = 200,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Photos per unit of work.")] = 512,
+    width: Annotated[int, typer.Option(min=8, help="Numbers in an embedding.")] = 128,
+    store: Annotated[int, typer.Option(min=80, help="Size of Ray's object store, in MiB.")] = 256,
+    cpus: Annotated[int, typer.Option(min=0, help="CPUs to use (0: all).")] = 0,
+    models: Annotated[str | None, typer.Option(help="Folder of model files, or an insightface root.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="For scratch [default: the cache].")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the page here as well.")] = None,
+) -> None:
+    """Seconds, memory and bytes of releases and tables as they grow, and what 100 million images would take."""
+    from facecrowd.jobs import bench, scale_page
+    from facecrowd.jobs import bench_scale as scale
+
+    sizes = []
+    for name, given in (("images", images), ("rows", rows)):
+        try:
+            sizes.append([int(part) for part in given.split(",") if part.strip()])
+        except ValueError:
+            raise configs.ConfigError(f"--{name} {given}: whole numbers, comma-separated") from None
+    settings = scale.Settings(width, micro_batch, cpus or len(os.sched_getaffinity(0)), store << 20)
+    more = {"stream": stream, "photos": photos, "models": models, "folder": folder or bench.CACHE}
+    page = scale_page.markdown(scale.bench_scale(*sizes, json_file, settings=settings, **more))
+    print(page)
+    if markdown is not None:
+        markdown.write_text(page, encoding="utf-8")
 
 
 def _write_json(file: Path | None, figures: Any) -> None:

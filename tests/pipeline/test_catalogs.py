@@ -45,10 +45,11 @@ from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
 from pyiceberg.utils.config import Config
 from typer.testing import CliRunner
 
-from facecrowd.jobs.cli import UNFINISHED, app
-from facecrowd.pipeline import storage
+from facecrowd.jobs.cli import BAD_INPUT, NOT_MET, OK, UNFINISHED, app
+from facecrowd.jobs.evidence import Evidence
+from facecrowd.pipeline import ray_data, storage
 from facecrowd.pipeline.errors import ConfigError, StoreError
-from facecrowd.pipeline.schema import MEMBERS
+from facecrowd.pipeline.schema import LINK, MEMBERS
 from facecrowd.pipeline.storage import NAMESPACE, READ_TRIES, Workspace
 
 SCRIPT = Path(__file__).with_name("kill_run.py")
@@ -557,6 +558,41 @@ def test_two_jobs_that_commit_the_same_run_at_once_commit_it_once(
 
 
 # --------------------------------------------------------------------------------------------------- a whole release
+
+
+def test_an_audit_reaches_a_catalog_that_has_another_name_here(
+    rest: Rest,
+    configured: Catalogs,
+    settings: Callable[..., Any],
+    make_release: Callable[..., Any],
+    in_process: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where = {"type": "rest", "uri": rest.url, "token": SECRET}
+    configured("there", **where)
+    outcome = make_release(settings(tmp_path / "release", **{"workspace.catalog": "there"}))
+    for name in where:
+        monkeypatch.delenv(f"PYICEBERG_CATALOG__THERE__{name.upper()}")
+    space = configured("here", **where).workspace(Path(outcome.workspace.root))
+    monkeypatch.setattr(ray_data, "run", in_process)
+    monkeypatch.setattr(ray_data, "session", lambda *_: contextlib.nullcontext())
+    (snapshot,) = space.snapshots(LINK)
+
+    def audit(*arguments: object) -> Any:
+        asked = ["audit", *arguments, "--depth", "checks", "--quiet"]
+        return CliRunner().invoke(app, [str(one) for one in asked])
+
+    for what in ((tmp_path / "release",), ("--snapshot", snapshot)):
+        named = audit(*what, "--workspace", space.url, "--catalog", "here")
+        assert named.exit_code in (OK, NOT_MET), named.output
+        unheard = audit(*what, "--workspace", space.url, "--catalog", "elsewhere")
+        assert (unheard.exit_code, "workspace.catalog elsewhere: no PyIceberg" in unheard.stderr) == (BAD_INPUT, True)
+        assert audit(*what, "--catalog", "here").exit_code == BAD_INPUT
+    unnamed = audit("--snapshot", snapshot, "--workspace", space.url)
+    assert (unnamed.exit_code, "workspace.catalog there: no PyIceberg" in unnamed.stderr) == (BAD_INPUT, True)
+    assert Evidence(str(tmp_path / "release"), space.url, catalog="here").snapshot == snapshot
+    assert Evidence(str(tmp_path / "release"), space.url).snapshot is None
 
 
 @pytest.mark.slow
