@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from facecrowd.jobs.compare import METHODS
 from facecrowd.jobs.figures import Section
 from facecrowd.pipeline import config as configs
 from facecrowd.pipeline.config import ReleaseConfig
-from facecrowd.pipeline.errors import (
-    ConfigError,
-)
+from facecrowd.pipeline.errors import ConfigError
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "integers", "subsets")
 PLAN_FIGURES = (
@@ -37,6 +34,9 @@ ATTACKED = ("identity", "linkage", "membership")
 """Sections whose figures are by a recogniser."""
 
 MOST_POINTS = 100_000
+
+LARGEST = 2**53
+"""Up to which every whole number is a float."""
 
 FULL = 1.0
 
@@ -62,6 +62,8 @@ class Axis:
     @classmethod
     def read(cls, key: str, value: Any) -> list[Axis] | None:
         """The axes that a value of the space means; None for one that is set. Raises ConfigError."""
+        if "[" in key or "]" in key:
+            raise ConfigError(f"{key}: no such key")
         if not (isinstance(value, dict) and len(value) == 1 and next(iter(value)) in KINDS):
             return None
         kind, given = next(iter(value.items()))
@@ -74,7 +76,7 @@ class Axis:
             if not all(isinstance(name, str) for name in given):
                 raise ConfigError(f"{said}: expected names, found {given!r}")
             return [cls(f"{key}[{name}]", (False, True)) for name in given]
-        numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in given)
+        numbers = all(_number(end) for end in given)
         if len(given) != 2 or not numbers or not given[0] < given[1]:
             raise ConfigError(f"{said}: expected [low, high], found {given!r}")
         if kind == "loguniform" and given[0] <= 0:
@@ -114,6 +116,11 @@ class Axis:
     def meant(self, suggested: Any) -> Any:
         """The value that a suggestion stands for."""
         return self.values[int(suggested)] if self.values else suggested
+
+
+def _number(end: Any) -> bool:
+    """Whether an end of a range is a number that can be drawn up to."""
+    return isinstance(end, int | float) and not isinstance(end, bool) and abs(end) <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -304,7 +311,8 @@ class Sweep(_Keys):
     @field_validator("methods", mode="before")
     @classmethod
     def as_named(cls, given: Any) -> Any:
-        return dict.fromkeys(given, None) if isinstance(given, list) else given
+        named = isinstance(given, list) and all(isinstance(name, str) for name in given)
+        return dict.fromkeys(given, None) if named else given
 
     @model_validator(mode="after")
     def fits_together(self) -> Sweep:
@@ -427,14 +435,7 @@ def drawn(arm: Arm, rng: np.random.Generator) -> Point:
 
 def load(file: str | Path, pick: str | None = None) -> Sweep:
     """A sweep from YAML; ``pick`` wins over the file's. Raises ConfigError, naming the file and the key."""
-    try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"sweep {file}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"sweep {file}: not readable as YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"sweep {file}: expected keys like 'space:' at the top, found {type(data).__name__}")
+    data = configs.read_yaml(file, "sweep", "space")
     if isinstance(data.get("base"), str):
         data["base"] = str(Path(file).parent / data["base"])
     if pick is not None:
@@ -442,7 +443,7 @@ def load(file: str | Path, pick: str | None = None) -> Sweep:
     try:
         return Sweep.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"sweep {file}: " + "; ".join(map(_sentence, error.errors()))) from None
+        raise ConfigError(f"sweep {file}: " + "; ".join(map(_sentence, error.errors()[:5]))) from None
 
 
 def _sentence(error: Any) -> str:

@@ -6,6 +6,7 @@ says what of it may travel with a release: no path, URL, address or key ever doe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from pydantic import (
 )
 
 from facecrowd.pipeline import presets
-from facecrowd.pipeline.errors import ConfigError
+from facecrowd.pipeline.errors import ConfigError, reason
 
 PIXEL_METHODS = ("blur", "pixelate", "mask", "noise")
 """The baselines: they alter each original on its own and guarantee nothing."""
@@ -845,7 +846,7 @@ def load(file: str | Path | None = None, overrides: dict[str, Any] | None = None
 
     Raises ConfigError, naming the file and the key.
     """
-    data = _yaml(file, "config") if file is not None else {}
+    data = read_yaml(file, "config", "policy") if file is not None else {}
     for dotted, value in (overrides or {}).items():
         *sections, leaf = dotted.split(".")
         target = data
@@ -859,7 +860,7 @@ def load(file: str | Path | None = None, overrides: dict[str, Any] | None = None
         return ReleaseConfig.model_validate(data)
     except ValidationError as error:
         where = f"config {file}: " if file else ""
-        raise ConfigError(where + "; ".join(_sentence(e) for e in error.errors())) from None
+        raise ConfigError(where + _said(error.errors())) from None
 
 
 def load_policy(file: str | Path | None, overrides: dict[str, Any] | None = None) -> TablePolicy:
@@ -867,29 +868,67 @@ def load_policy(file: str | Path | None, overrides: dict[str, Any] | None = None
 
     Raises ConfigError, naming the file and the key.
     """
-    data = _yaml(file, "policy") if file is not None else {}
+    data = read_yaml(file, "policy", "subject") if file is not None else {}
     if isinstance(data.get("policy"), dict):
         data = data["policy"]
     try:
         return TablePolicy.model_validate({**data, **(overrides or {})})
     except ValidationError as error:
         where = f"policy {file}: " if file else "policy: "
-        raise ConfigError(where + "; ".join(_sentence(e) for e in error.errors())) from None
+        raise ConfigError(where + _said(error.errors())) from None
 
 
-def _yaml(file: str | Path, what: str) -> dict[str, Any]:
+MOST_VALUES = 100_000
+"""Values in a YAML file, each time that an alias repeats them: a few lines can stand for billions."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Of two values of a key YAML takes the last without a word, which may be the weaker k."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.YAMLError(
+                        f"the key {key.value!r} is there twice, again in line {key.start_mark.line + 1}"
+                    )
+                seen.add((key.tag, key.value))
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def read_yaml(file: str | Path, what: str, expected: str) -> dict[str, Any]:
+    """The keys of a YAML file: text, numbers, yes and no, lists and further keys; ``expected``: one of them.
+
+    Raises ConfigError for everything else.
+    """
     try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        data = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader) or {}
     except FileNotFoundError:
         raise ConfigError(f"{what} {file}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{what} {file}: not readable as YAML: {str(error).splitlines()[0]}") from error
+    # PyYAML raises whatever Python says of numbers, dates and depths that it cannot make.
+    except Exception as error:
+        raise ConfigError(f"{what} {file}: not readable as YAML: {reason(error)}") from error
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{what} {file}: expected keys like '{'policy:' if what == 'config' else 'subject:'}' at the top, "
-            f"found {type(data).__name__}"
-        )
-    return data
+        raise ConfigError(f"{what} {file}: expected keys like '{expected}:' at the top, found {type(data).__name__}")
+    left: list[Any] = [data]
+    for _ in range(MOST_VALUES):
+        if not left:
+            return data
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+        elif not isinstance(value, str | int | float | None):
+            raise ConfigError(f"{what} {file}: {_short(value)} is a {type(value).__name__}; put text into quotes")
+    raise ConfigError(f"{what} {file}: more than {MOST_VALUES:,} values")
+
+
+def _said(errors: Sequence[Any]) -> str:
+    more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
+    return "; ".join(map(_sentence, errors[:5])) + more
 
 
 def _sentence(error: Any) -> str:
@@ -897,5 +936,10 @@ def _sentence(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key}: no such key"
     message = error["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(error.get("input"), dict | Section) else f" (given: {error.get('input')!r})"
+    shown = "" if isinstance(error.get("input"), dict | Section) else f" (given: {_short(error.get('input'))})"
     return f"{key}: {message}{shown}" if key else message
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"

@@ -110,7 +110,8 @@ def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
             _refuse_bomb(*image.size, max_pixels)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 # A tile is decoded whole, however little of it the image needs.
-                _refuse_bomb(*(int(image.tag_v2.get(tag, 0)) for tag in TILE_SIDES), max_pixels)
+                width, height = (int(image.tag_v2.get(tag, 0)) for tag in TILE_SIDES)
+                _refuse_bomb(width, height, max_pixels)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
