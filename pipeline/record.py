@@ -17,7 +17,7 @@ from facecrowd.pipeline import plan as planning
 from facecrowd.pipeline.attributes import Looked, Predictors
 from facecrowd.pipeline.audit import Counts, Released
 from facecrowd.pipeline.config import ReleaseConfig
-from facecrowd.pipeline.errors import ConfigError
+from facecrowd.pipeline.errors import ConfigError, WorkspaceError
 from facecrowd.pipeline.perturbation import Perturbations
 from facecrowd.pipeline.preflight import Network
 from facecrowd.pipeline.schema import FACES, ORIGINALS, PREDICTORS, RENDERED
@@ -55,15 +55,23 @@ class Record:
 
     @classmethod
     def read(cls, folder: Folder, name: str) -> Record:
-        data = json.loads(folder.read(*name.split("/")))
-        config = ReleaseConfig.model_validate(data.pop("config"))
-        listed = {
-            "brought": tuple(data.get("brought", ())),
-            "renderer": tuple(Network(**row) for row in data.get("renderer", ())),
-            "planned": planning.Planned.read(data["planned"]) if data.get("planned") else None,
-            "verified": Verified.read(data["verified"]) if data.get("verified") else None,
-        }
-        return cls(**{**data, **listed, "config": config, "counts": Counts(**data["counts"])})
+        """A record as it was written. Raises WorkspaceError where the file is damaged."""
+        written = folder.read(*name.split("/"))
+        try:
+            data = json.loads(written)
+            config = ReleaseConfig.model_validate(data.pop("config"))
+            listed = {
+                "brought": tuple(data.get("brought", ())),
+                "renderer": tuple(Network(**row) for row in data.get("renderer", ())),
+                "planned": planning.Planned.read(data["planned"]) if data.get("planned") else None,
+                "verified": Verified.read(data["verified"]) if data.get("verified") else None,
+            }
+            return cls(**{**data, **listed, "config": config, "counts": Counts(**data["counts"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+            raise WorkspaceError(
+                f"{folder.url}/{name}: damaged ({what}); remove it and the release it was of, and start again"
+            ) from None
 
     @classmethod
     def of(cls, folder: Folder, card: str) -> Record:

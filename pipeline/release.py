@@ -352,6 +352,10 @@ class _Run:
     def _table(self, parts: Parts, count: int, make: Callable[[list[int]], None]) -> None:
         """Make the parts that are missing, then commit all of them, once."""
         if self.workspace.committed(parts.manifest, parts.run):
+            # Taken away since, as a damaged one is: what is made anew in its place is the same.
+            if gone := sorted(set(range(count)) - parts.there()):
+                self.progress.say(f"{parts.manifest.name}: {len(gone)} of {count} parts are gone and made anew")
+                make(gone)
             return
         missing = sorted(set(range(count)) - parts.done())
         if missing and len(missing) < count:
@@ -712,7 +716,7 @@ class _Run:
                 table = changed(part, old.read(part))
                 new.write(part, {name: table[name] for name in table.column_names})
 
-        self._table(new, len(old.done()), write)
+        self._table(new, len(old.there()), write)
 
     def _work(self, step: ray_data.Step, missing: list[int]) -> None:
         self._on_ray(step)(missing)

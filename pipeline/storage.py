@@ -109,6 +109,9 @@ class Folder:
             with open(temporary, "wb") as file:
                 file.write(data)
             os.replace(temporary, target)
+        except OSError as error:
+            error.filename = error.filename or target  # a full disk does not say what was too much for it
+            raise
         finally:
             Path(temporary).unlink(missing_ok=True)
 
@@ -133,7 +136,10 @@ class Folder:
 def to_parquet(table: pa.Table, row_group: int | None = None) -> bytes:
     """Parquet bytes that follow from the table alone."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group or max(1, len(table)))
+    # zstd's frames carry no checksum here, and a flipped bit of a stored crop would be a picture like any other.
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=row_group or max(1, len(table)), write_page_checksum=True
+    )
     return sink.getvalue().to_pybytes()
 
 
@@ -177,18 +183,47 @@ class Parts:
             numbers.add(int(name[5:-8]))
         return numbers
 
+    def there(self) -> set[int]:
+        """The numbers of the parts that are there, whole or not."""
+        names = self.folder.names()
+        return {int(name[5:-8]) for name in names if name.startswith("part-") and name.endswith(".parquet")}
+
     def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
-        with self.folder.fs.open(self.folder.at(self.name(part)), "rb") as file:
-            return pq.read_table(file, columns=list(columns) if columns else None, use_threads=False)
+        """A part's rows. Raises WorkspaceError where the file is damaged, as the other readers do."""
+        with self._opened(part, columns) as parquet:
+            table = parquet.read(columns=list(columns) if columns else None, use_threads=False)
+            if len(table) != sum(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)):
+                raise pa.ArrowInvalid("rows are missing")
+            return table
 
     def read_rows(self, part: int, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """Single rows of a part, in the order given, reading only the row groups that hold them."""
-        with self.folder.fs.open(self.folder.at(self.name(part)), "rb") as file:
-            parquet = pq.ParquetFile(file)
+        with self._opened(part, columns) as parquet:
             groups = sorted({row // ROW_GROUP for row in rows})
             table = parquet.read_row_groups(groups, columns=list(columns))
         start = {group: i * ROW_GROUP for i, group in enumerate(groups)}
         return table.take([start[row // ROW_GROUP] + row % ROW_GROUP for row in rows])
+
+    @contextmanager
+    def _opened(self, part: int, columns: Sequence[str] | None) -> Iterator[pq.ParquetFile]:
+        """The part, every page held against its checksum and the columns against the manifest's types."""
+        path = self.folder.at(self.name(part))
+        with self.folder.fs.open(path, "rb") as file:
+            try:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                there = {field.name: field.type for field in parquet.schema_arrow}
+                known = {field.name: field.type for field in self.manifest.arrow}
+                # Parts of an older version of the manifests may have fewer columns.
+                if wrong := [name for name in columns or there if name not in there or there[name] != known.get(name)]:
+                    raise pa.ArrowInvalid(f"its column {wrong[0]} is not the manifest's")
+                yield parquet
+            except (pa.ArrowException, ValueError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                what = " ".join(str(error).split())[:200]
+                raise WorkspaceError(
+                    f"{path}: damaged ({what}); remove this file and start again to have it made anew"
+                ) from None
 
     def read_all(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
         """All parts in the order of their numbers."""

@@ -66,6 +66,16 @@ def test_files_are_listed_sorted_and_relative(tmp_path: Path) -> None:
     assert folder.names() == ["a", "b"]
 
 
+def test_a_full_disk_is_told_by_the_file_that_found_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left") as told:
+        Folder(str(tmp_path)).write(b"more", "file")
+    assert told.value.filename == str(tmp_path / "file")
+
+
 def test_a_url_that_nothing_serves_is_named() -> None:
     with pytest.raises(ConfigError, match="nope://x: Protocol not known: nope"):
         Folder("nope://x").exists()
@@ -208,3 +218,47 @@ def test_a_workspace_on_an_object_store_needs_a_named_catalog() -> None:
         Workspace("memory://work").check()
     with pytest.raises(ConfigError, match="no PyIceberg catalog of this name is configured"):
         Workspace("memory://work", "unheard-of").check()
+
+
+# ------------------------------------------------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize(
+    "every", [pytest.param(61, id="every 61st byte"), pytest.param(3, id="every 3rd byte", marks=pytest.mark.slow)]
+)
+def test_no_flipped_bit_of_a_part_goes_unseen(parts: Parts, every: int) -> None:
+    """It is read as it was written, or not at all."""
+    parts = Parts(parts.folder, SURROGATES, parts.run)
+    crops = [np.random.default_rng(i).bytes(700) for i in range(2)]
+    parts.write(0, {field.name: [None, None] for field in SURROGATES.arrow} | {"image": crops, "class_id": [3, 4]})
+    file = Path(parts.folder.at(parts.name(0)))
+    whole, written, seen = parts.read(0), file.read_bytes(), 0
+    assert crops == whole["image"].to_pylist()
+    for at in range(0, len(written), every):
+        damaged = bytearray(written)
+        damaged[at] ^= 1 << at % 8
+        file.write_bytes(damaged)
+        # What is not there at all is told by the one who asks for it.
+        for columns in (None, whole.column_names):
+            try:
+                found = parts.read(0, columns)
+            except WorkspaceError as error:
+                assert str(file) in str(error)  # noqa: PT017 - which of the two it is follows from the byte
+                seen += 1
+            else:
+                assert all(found[name].equals(whole[name]) for name in found.column_names)
+                assert columns is None or found.column_names == columns
+                assert len(found) == 2
+    assert seen > len(range(0, len(written), every)) / 2
+    file.write_bytes(written[: len(written) // 2])
+    with pytest.raises(WorkspaceError, match=r"damaged .*; remove this file and start again to have it made anew"):
+        parts.read_rows(0, [1], ["image"])
+
+
+def test_a_part_that_is_cut_short_is_there_but_not_done(parts: Parts) -> None:
+    for part in range(3):
+        parts.write(part, members(3))
+    file = Path(parts.folder.at(parts.name(1)))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert parts.done() == {0, 2}
+    assert parts.there() == {0, 1, 2}
