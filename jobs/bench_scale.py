@@ -77,8 +77,6 @@ SAME_PERSON = 0.7
 STORE = 256 * 2**20
 SAMPLE_S, LINE_S, POINTS = 1.0, 5.0, 120
 METHODS = ("mondrian", "suppress")
-NODE_CORES, DAY_S, AHEAD = 32, 86_400, 10**8
-"""A node of the outlook, the time it has, and the images."""
 
 
 @dataclass(frozen=True)
@@ -532,7 +530,7 @@ def kernels(photos: int, models: str | None, scratch: Path) -> dict[str, Any]:
     taken["crop"] = taken.pop("encode")
     classes = [[crops[i : i + 1] for i in range(start, start + K)] for start in range(0, len(crops) - K + 1, K)]
     averaged = {"crops": classes, "status": [OK] * len(classes), "reason": [""] * len(classes)}
-    through(last, averaged, len(classes))
+    made = through(last, averaged, len(classes))
     taken["average"] /= K
     return {
         "photos": len(names),
@@ -540,6 +538,8 @@ def kernels(photos: int, models: str | None, scratch: Path) -> dict[str, Any]:
         "size": f"{bench.WIDTH}×{bench.HEIGHT}",
         "detector": config.detector,
         "recogniser": config.recogniser,
+        "crop_kb": round(sum(map(len, crops)) / len(crops) / 1e3, 2),
+        "rendered_kb": round(sum(map(len, made["image"])) / len(made["image"]) / 1e3, 2),
         "cpu_ms": {name: round(value, 3) for name, value in taken.items()},
     }
 

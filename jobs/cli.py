@@ -1315,8 +1315,17 @@ def bench_scale(
         except ValueError:
             raise configs.ConfigError(f"--{name} {given}: whole numbers, comma-separated") from None
     settings = scale.Settings(width, micro_batch, cpus or len(os.sched_getaffinity(0)), store << 20)
-    more = {"stream": stream, "photos": photos, "models": models, "folder": folder or bench.CACHE}
-    page = scale_page.markdown(scale.bench_scale(*sizes, json_file, settings=settings, **more))
+    figures = scale.bench_scale(
+        sizes[0],
+        sizes[1],
+        json_file,
+        settings=settings,
+        stream=stream,
+        photos=photos,
+        models=models,
+        folder=folder or bench.CACHE,
+    )
+    page = scale_page.markdown(figures)
     print(page)
     if markdown is not None:
         markdown.write_text(page, encoding="utf-8")
