@@ -544,6 +544,8 @@ def compare(
     if photos is None:
         rows = comparison.compare(releases or [])
         print(comparison.markdown(rows))
+        if audits := comparison.attacked(releases or []):
+            print(f"\n{comparison.side_by_side(audits)}")
         _write_json(json_file, rows)
         return
     if output is None:

@@ -3,9 +3,9 @@
     facecrowd compare released released-blurred
     facecrowd compare --photos PHOTOS --output DIR --methods blur,k-same:5,deepblur:1
 
-The second releases the same people by each method, into DIR/METHOD with one workspace for all, attacks every release
-alike (``audit --depth full``), and puts them beside each other in the layout of DeepBlur's table 2. A release or an
-audit that is done is not made again, so a killed comparison goes on.
+The first adds the attacks of audits that lie beside the releases (RELEASE-audit), in the layout of DeepBlur's table 2.
+The second releases the same people by each method, into DIR/METHOD with one workspace for all, and attacks each
+alike (``audit --depth full``). A release or audit that is done is not made again, so a killed comparison goes on.
 """
 
 from __future__ import annotations
@@ -311,10 +311,15 @@ HEADS: tuple[tuple[str, Pick, str], ...] = (
 
 
 def tables(found: Mapping[str, Any]) -> str:
+    """What was compared, and ``side_by_side`` of it."""
+    what = f"{found['people']} people, {found['photos']} photos, attacks: {found['depth']}"
+    return what + "\n\n" + side_by_side({name: one["figures"] for name, one in found["methods"].items()})
+
+
+def side_by_side(figures: Mapping[str, Sequence[Figure]]) -> str:
     """Two tables in Markdown: recognition and use by method, and DeepBlur's table 2 beside the paper's figures."""
     from facecrowd.jobs.attackers import table2
 
-    figures: dict[str, Sequence[Figure]] = {name: one["figures"] for name, one in found["methods"].items()}
     lines = ["| method | " + " | ".join(head for head, _, _ in HEADS) + " |", "| --- |" + " --: |" * len(HEADS)]
     for method, of in figures.items():
         cells = []
@@ -322,5 +327,16 @@ def tables(found: Mapping[str, Any]) -> str:
             one = next((f for f in of if pick(f) and f.value is not None), None)
             cells.append("–" if one is None else f"{one.value:.1%}" if kind == "share" else f"{one.value:.3g}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    what = f"{found['people']} people, {found['photos']} photos, attacks: {found['depth']}"
-    return "\n".join([what, "", *lines, "", "DeepBlur, table 2 (in brackets the paper's):", "", table2(figures)])
+    return "\n".join([*lines, "", "DeepBlur, table 2 (in brackets the paper's):", "", table2(figures)])
+
+
+def attacked(urls: Sequence[str]) -> dict[str, list[Figure]]:
+    """The figures of those releases that an audit lies beside (RELEASE-audit), by the releases' names."""
+    found = {}
+    for url in (url.rstrip("/") for url in urls):
+        audit = Folder(f"{url}-audit")
+        if audit.exists(AUDIT):
+            with whole(audit.url):
+                report = json.loads(audit.read(AUDIT))
+                found[url.rsplit("/", 1)[-1]] = [Figure(**row) for row in report["figures"]]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 
 from facecrowd.jobs import audit as audits
 from facecrowd.jobs import compare
-from facecrowd.jobs.compare import ALL, METHODS, Order, chosen, methods, settings, tables
+from facecrowd.jobs.compare import ALL, METHODS, Order, attacked, chosen, methods, settings, side_by_side, tables
 from facecrowd.jobs.figures import Figure
 from facecrowd.pipeline import release as releases
-from facecrowd.pipeline.errors import ConfigError, InputError
+from facecrowd.pipeline.errors import ConfigError, InputError, ReleaseError
 from facecrowd.pipeline.progress import Progress
 
 QUIET = Progress(quiet=True)
@@ -108,3 +109,18 @@ def test_a_figure_that_was_not_measured_is_a_dash() -> None:
     row = next(line for line in table.splitlines() if line.startswith("| blur"))
     assert row.endswith("| 20.1 | – | – | – |")
     assert len(compare.HEADS) == row.count("|") - 2
+
+
+def test_audits_beside_releases_are_put_side_by_side(tmp_path: Path) -> None:
+    figures = [Figure("trained", "top1", "VGG16", "T1", value=0.25), Figure("utility", "psnr", value=21.0)]
+    (tmp_path / "blur-8-audit").mkdir()
+    report = {"figures": [one.as_dict() for one in figures]}
+    (tmp_path / "blur-8-audit" / "audit.json").write_text(json.dumps(report))
+    found = attacked([f"{tmp_path}/blur-8/", str(tmp_path / "mask")])
+    assert found == {"blur-8": figures}
+    said = side_by_side(found)
+    assert "| blur-8 | – |" in said
+    assert "| blur-8 | 0.250 (0.151) |" in said
+    (tmp_path / "blur-8-audit" / "audit.json").write_text("{}")
+    with pytest.raises(ReleaseError, match="is not the audit"):
+        attacked([str(tmp_path / "blur-8")])
