@@ -105,7 +105,7 @@ def outlook(figures: Figures, images: int = AHEAD) -> Figures:
         if name not in PARALLEL
     }
     alone["same person"] = alone.get("same person", 0.0) * images / n
-    small = sizes[-2] if len(sizes) > 1 else {"images": 0, "peak_mb": {"driver": 0.0}}
+    small: Figures = sizes[-2] if len(sizes) > 1 else {"images": 0, "peak_mb": {"driver": 0.0}}
     memory = (largest["peak_mb"]["driver"] - small["peak_mb"]["driver"]) / (n - small["images"])
     pixels = {name: figures["kernels"].get(f"{name}_kb", 0.0) * 1e3 for name in ("crop", "rendered")}
     return {
@@ -248,7 +248,9 @@ def _rows_page(figures: Figures) -> list[str]:
         return []
     table = [["", *(f"{int(size):,} rows" for size in sizes), "exponents"]]
     for what in [run["what"] for run in figures["rows"][sizes[-1]]["runs"]]:
-        runs = [next((r for r in figures["rows"][size]["runs"] if r["what"] == what), {}) for size in sizes]
+        runs: list[Figures] = [
+            next((r for r in figures["rows"][size]["runs"] if r["what"] == what), {}) for size in sizes
+        ]
         cells = [
             f"{run['seconds']:.2f} s, {run['peak_mb'] / 1024:.2f} GiB" if "seconds" in run else run.get("failed", "–")
             for run in runs
