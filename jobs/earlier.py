@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,30 @@ def published(folder: str, subject: str, kind: pa.DataType, hierarchies: Mapping
     """
     where = f"earlier plan {folder}"
     try:
-        metadata = pq.read_schema(io.BytesIO(Folder(folder).read("classes.parquet"))).metadata or {}
-        note = json.loads(metadata[KEY])
+        data = Folder(folder).read("classes.parquet")
     except FileNotFoundError:
         raise InputError(f"{where}: no classes.parquet in it; was it written by 'facecrowd plan'?") from None
-    except (KeyError, ValueError, pa.ArrowInvalid):
-        raise InputError(f"{where}: its classes.parquet was not written by this version of 'facecrowd plan'") from None
     rows = read_table(f"{folder.rstrip('/')}/plan.parquet", "earlier plan", [subject, "class_id", "suppressed"])
+    with written_here(where):
+        note = json.loads((pq.read_schema(io.BytesIO(data)).metadata or {})[KEY])
+        return _published(where, note, rows, subject, kind, hierarchies)
+
+
+@contextmanager
+def written_here(where: str) -> Iterator[None]:
+    """Say of what is not as a plan has it that it is none."""
+    try:
+        yield
+    except InputError:
+        raise
+    # A damaged file makes its readers raise whatever they stumble over.
+    except Exception:
+        raise InputError(f"{where}: not written by this version of 'facecrowd plan'") from None
+
+
+def _published(
+    where: str, note: Any, rows: pa.Table, subject: str, kind: pa.DataType, hierarchies: Mapping[str, Hierarchy]
+) -> Published:
     subjects = rows[subject].combine_chunks().cast(kind)
     if subjects.null_count or len(subjects.unique()) < len(subjects):
         raise InputError(f"{where}: a subject has several rows; only plans with per_subject: true can be kept")
@@ -59,7 +77,7 @@ def published(folder: str, subject: str, kind: pa.DataType, hierarchies: Mapping
     )
     low = np.array(note["low"], dtype=np.int32).reshape(-1, len(attributes))
     high = np.array(note["high"], dtype=np.int32).reshape(-1, len(attributes))
-    left_out = rows["suppressed"].to_numpy()
+    left_out = rows["suppressed"].cast(pa.bool_()).to_numpy()
     # Whoever was left out shares one cell of no class.
     class_id = np.where(left_out, len(low), rows["class_id"].fill_null(0).to_numpy()).astype(np.int64)
     partial = partial_histogram(subjects, class_ids=class_id)

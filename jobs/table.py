@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,13 +29,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facecrowd.jobs.earlier import figures, intervals, published
+from facecrowd.jobs.earlier import figures, intervals, published, written_here
 from facecrowd.jobs.earlier import lines as earlier_lines
 from facecrowd.pipeline import histogram, planners, ray_data
 from facecrowd.pipeline.config import EVERY, TablePolicy
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.histogram import CLASS, Classes, Roles, Table
-from facecrowd.pipeline.photos import read_table
+from facecrowd.pipeline.photos import objects, read_table
 from facecrowd.pipeline.planners import METHODS, Made
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.storage import Folder, Workspace, to_parquet
@@ -174,7 +175,7 @@ def _confusion(path: str, roles: Roles) -> tuple[str, dict[str, Rates]]:
         predictor, given = str(found.get("predictor", "")), dict(found["attributes"])
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"confusion {path}: no such file") from None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError(
             f'confusion {path}: not of the form {{"predictor": name, "attributes": {{name: {{"tpr": …, "tnr": …}}}}}}'
         ) from None
@@ -187,7 +188,7 @@ def _confusion(path: str, roles: Roles) -> tuple[str, dict[str, Rates]]:
             rates[attribute] = Rates(values["tpr"], values["tnr"], values.get("prevalence"))
         except ConfusionError as error:
             raise InputError(f"confusion {path}: {attribute}: {error}") from None
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"confusion {path}: {attribute}: give tpr and tnr as numbers") from None
     if not rates:
         raise InputError(f"confusion {path}: it has rates of no attribute that the policy gives a role")
@@ -447,9 +448,13 @@ def _public(policy: TablePolicy, base: Path) -> dict[Any, float] | None:
     table = read_table(path, "policy.reference", [*policy.sensitive, "share"])
     try:
         shares = table["share"].cast(pa.float64()).to_pylist()
-    except pa.ArrowInvalid:
-        raise InputError(f"policy.reference {path}: column 'share' holds something that is no number") from None
-    values = [tuple(row.values()) for row in table.select(list(policy.sensitive)).to_pylist()]
+    except pa.ArrowException:
+        shares = [None]
+    if not all(share is not None and math.isfinite(share) for share in shares):
+        raise InputError(f"policy.reference {path}: column 'share' holds something that is no number")
+    if nested := [name for name in policy.sensitive if pa.types.is_nested(table.schema.field(name).type)]:
+        raise InputError(f"policy.reference {path}: column {nested[0]!r} holds several values a row; give it one")
+    values = [tuple(row.values()) for row in objects(table, policy.sensitive, f"policy.reference {path}")]
     found: dict[Any, float] = {}
     for value, share in zip(values, shares, strict=True):
         key = value if len(value) > 1 else value[0]
@@ -548,11 +553,13 @@ def _laid(plan: str, asked: Asked, table: Table) -> tuple[Classes, pa.Table, dic
     """
     path = f"{plan.rstrip('/')}/{PLAN}"
     rows = read_table(path, "plan", [asked.roles.subject, *asked.roles.quasi_identifiers, *COLUMNS])
-    try:
-        note = dict(json.loads((rows.schema.metadata or {})[NOTE]))
-    except (KeyError, ValueError):
-        raise InputError(f"plan {path}: not written by 'facecrowd plan'") from None
-    kept = np.flatnonzero(~rows["suppressed"].to_numpy())
+    with written_here(f"plan {path}"):
+        return _overlaid(path, rows, asked, table)
+
+
+def _overlaid(path: str, rows: pa.Table, asked: Asked, table: Table) -> tuple[Classes, pa.Table, dict[str, Any]]:
+    note = dict(json.loads((rows.schema.metadata or {})[NOTE]))
+    kept = np.flatnonzero(~rows["suppressed"].cast(pa.bool_()).to_numpy())
     if not len(kept):
         raise InputError(f"plan {path}: it suppresses every row, so nothing is released")
     shown = rows.select(list(asked.roles.quasi_identifiers))

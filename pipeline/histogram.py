@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facecrowd.pipeline import presets, ray_data
-from facecrowd.pipeline.errors import InputError, UnfinishedError
+from facecrowd.pipeline.errors import InputError, UnfinishedError, reason
 from facecrowd.pipeline.photos import read_table
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.storage import Folder
@@ -79,7 +79,11 @@ class Table:
         if not self.path.lower().endswith(".csv"):
             return None
         table = read_table(self.path, self.role)
-        return pa.table({n: _typed(table[n], keep=n == self.subject) for n in table.column_names})
+        names = table.column_names
+        # Spreadsheets leave columns without a name.
+        if twice := [n for n in names if n and names.count(n) > 1]:
+            raise InputError(f"{self.role} {self.path}: column {twice[0]!r} is there {names.count(twice[0])} times")
+        return pa.table({n: _typed(table[n], keep=n == self.subject) for n in names if names.count(n) == 1})
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -130,11 +134,13 @@ class Table:
         for number in [part.file] if part else range(len(self.files)):
             groups = list(part.groups) if part else None
             try:
-                yield from self._open(number).iter_batches(rows, row_groups=groups, columns=columns)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(
-                    f"{self.role} {self.files[number]}: not readable: {str(error).splitlines()[0]}"
-                ) from None
+                for batch in self._open(number).iter_batches(rows, row_groups=groups, columns=columns):
+                    for column in batch.columns:
+                        if pa.types.is_dictionary(column.type):
+                            column.dictionary.validate(full=True)  # that text is UTF-8
+                    yield batch
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{self.role} {self.files[number]}: not readable: {reason(error)}") from None
 
     def _open(self, number: int) -> pq.ParquetFile:
         folder = Folder(self.path)
@@ -146,8 +152,9 @@ class Table:
             return pq.ParquetFile(source, read_dictionary=text)
         except (FileNotFoundError, IsADirectoryError):
             raise InputError(f"{self.role} {self.path}: no such file") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.role} {path}: not readable: {str(error).splitlines()[0]}") from None
+        # On a damaged file Arrow raises whatever it stumbled over.
+        except Exception as error:
+            raise InputError(f"{self.role} {path}: not readable: {reason(error)}") from None
 
     def need(self, columns: Sequence[str]) -> None:
         """Raise InputError, naming what is there, if a column is missing, or if the table is empty."""
@@ -157,6 +164,10 @@ class Table:
                 near = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
                 sets = "" if column == self.subject else f"; {presets.hint(predicted=False)}"
                 raise InputError(f"{self.role} {self.path}: no column {column!r} (there are {near}){sets}")
+            if names.count(column) > 1:
+                raise InputError(f"{self.role} {self.path}: column {column!r} is there {names.count(column)} times")
+            if pa.types.is_nested(self.schema.field(column).type):
+                raise InputError(f"{self.role} {self.path}: column {column!r} holds several values a row; give it one")
         if not self.rows:
             raise InputError(f"{self.role} {self.path}: the table is empty")
 

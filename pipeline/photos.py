@@ -191,7 +191,7 @@ def _from_manifest(
     root = base.local.resolve() if base.local else None
     photos, seen = [], set()
     wanted = [config.path_column, *([config.subject_column] if kind == "column" and config.subject_column else [])]
-    for index, row in enumerate(_rows(table, [*wanted, *brought], f"input {config.path}")):
+    for index, row in enumerate(objects(table, [*wanted, *brought], f"input {config.path}")):
         name = row[config.path_column]
         if not isinstance(name, str) or not name:
             what = "empty" if name in (None, "") else "no text"
@@ -242,7 +242,7 @@ def _joined(
     names = _brought(table, asked, predictable, f"input.attributes {config.attributes}")
     rows: dict[str, dict[str, Any]] = {}
     where = f"input.attributes {config.attributes}"
-    for index, row in enumerate(_rows(table, [config.attributes_key, *names], where)):
+    for index, row in enumerate(objects(table, [config.attributes_key, *names], where)):
         key = _text(row[config.attributes_key], config.attributes_key, f"input.attributes {config.attributes}", index)
         if key in rows:
             raise InputError(f"input.attributes {config.attributes}, row {index}: {key!r} is there twice")
@@ -316,7 +316,7 @@ def _brought(table: pa.Table, names: Iterable[str], predictable: Collection[str]
     return brought
 
 
-def _rows(table: pa.Table, columns: Iterable[str], where: str) -> list[dict[str, Any]]:
+def objects(table: pa.Table, columns: Iterable[str], where: str) -> list[dict[str, Any]]:
     """Columns of a table as Python's objects. Raises InputError for what it has none of: text that is no UTF-8."""
     try:
         found: list[dict[str, Any]] = table.select(list(dict.fromkeys(columns))).to_pylist()

@@ -9,6 +9,7 @@ whole domain is ``*``, and one formula measures what is lost.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from facecrowd.privacy.errors import HierarchyError
+from facecrowd.privacy.errors import ColumnError, HierarchyError
 
 Kind = Literal["binary", "categorical", "ordered", "numeric"]
 
@@ -66,13 +67,13 @@ class Hierarchy:
             text = Path(path).read_text(encoding="utf-8-sig")
         except OSError as error:
             raise HierarchyError(f"hierarchy {path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise HierarchyError(f"hierarchy {path}: not readable: {error}") from None
         separator = ";" if text.partition("\n")[0].count(";") else ","
-        rows = [
-            tuple(cell.strip() for cell in row) for row in csv.reader(text.splitlines(), delimiter=separator) if row
-        ]
         try:
-            return cls(tuple(rows))
-        except HierarchyError as error:
+            lines = csv.reader(text.splitlines(), delimiter=separator)
+            return cls(tuple(tuple(cell.strip() for cell in row) for row in lines if row))
+        except (HierarchyError, csv.Error) as error:
             raise HierarchyError(f"hierarchy {path}: {error}") from None
 
     @property
@@ -181,6 +182,15 @@ def domain(name: str, values: Sequence[Any], kind: Kind | None = None, hierarchy
         typed = {str(value): value for value in values}
         return Attribute(name, "categorical", tuple(typed.get(leaf, leaf) for leaf in hierarchy.leaves), hierarchy)
     if kind is None:
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
         kind = "binary" if len(values) <= 2 else "numeric" if numbers else "categorical"
+    if kind == "numeric" and (strange := [value for value in values if not _finite(value)]):
+        raise ColumnError(f"column {name!r} is to be numeric, and its value {strange[0]!r} is no finite number")
     return Attribute(name, kind, tuple(values))
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
