@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -35,7 +36,7 @@ from facecrowd.jobs.figures import Figure, from_table, to_table
 from facecrowd.jobs.renditions import WORK, Networks
 from facecrowd.pipeline import attributes, leaks, preflight, publish, ray_data, steps, summary, traces, verification
 from facecrowd.pipeline.audit import Released, audit, crowded
-from facecrowd.pipeline.errors import ConfigError, ReleaseError
+from facecrowd.pipeline.errors import ConfigError, ReleaseError, reason
 from facecrowd.pipeline.perturbation import BEFORE, Perturbations, against
 from facecrowd.pipeline.plan import Plan
 from facecrowd.pipeline.presets import predictable
@@ -112,6 +113,7 @@ class Order:
         for url in baselines:
             if not Folder(url).exists("audit.json"):
                 raise ConfigError(f"--baselines {url}: no audit.json in it; give the folder of an audit")
+            _baseline(url)
         asked: Any = depth
         named = (_names(recognisers), _names(groups))
         return cls(where, asked, *named, faces, originals, baselines=tuple(baselines))
@@ -244,6 +246,8 @@ def _checked(release: Folder) -> tuple[list[dict[str, Any]], int, set[str], list
                 raise ReleaseError(f"release {url}: image {name} is not what its manifest row says")
     except FileNotFoundError as error:
         raise ReleaseError(f"release {url}: an image of the manifest is missing: {error.filename or error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, tarfile.TarError, pa.ArrowException) as error:
+        raise ReleaseError(f"release {url}: an image of the manifest cannot be read: {reason(error)}") from None
     expected = {*listed, publish.CARD, *(row["file"] for row in rows)}
     hits = leaks.scan(release, publish.read_images(release, rows), expected, timestamps=False)
     return rows, len(listed), expected, hits
@@ -252,23 +256,38 @@ def _checked(release: Folder) -> tuple[list[dict[str, Any]], int, set[str], list
 def _manifest(release: Folder) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(pa.BufferReader(release.read(publish.MANIFEST)), use_threads=False, pre_buffer=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        what = str(error).splitlines()[0]
-        raise ReleaseError(f"release {release.url}: {publish.MANIFEST} is not readable: {what}") from None
+        table.validate(full=True)
+        names = table.column_names
+        rows: list[dict[str, Any]] = table.to_pylist()
+    # On a damaged file Arrow raises whatever it stumbled over.
+    except Exception as error:
+        raise ReleaseError(f"release {release.url}: {publish.MANIFEST} is not readable: {reason(error)}") from None
     for column in ("name", "file", "sha256"):
-        if column not in table.column_names:
-            raise ReleaseError(f"release {release.url}: {publish.MANIFEST} has no column {column}")
-    rows: list[dict[str, Any]] = table.to_pylist()
+        if names.count(column) != 1:
+            raise ReleaseError(f"release {release.url}: {publish.MANIFEST} has no column {column}, or two")
+    for number, row in enumerate(rows):
+        _within(row["file"], release.url, publish.MANIFEST)
+        if not isinstance(row["name"], str):
+            raise ReleaseError(f"release {release.url}: {publish.MANIFEST}, row {number}: name is no text")
     return rows
+
+
+def _within(name: Any, url: str, where: str) -> str:
+    """A file's name, as a card or a manifest has it. Raises ReleaseError for one that would be read from elsewhere."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if not all(parts) or {".", ".."} & {*parts} or "\0" in name:
+        raise ReleaseError(f"release {url}: {where} names {name!r}, which is no file of a release")
+    return str(name)
 
 
 def _listed(card: bytes, url: str) -> dict[str, str]:
     """File → SHA-256 as the card lists them."""
     try:
         objects = json.loads(card)["distribution"]
-        return {o["contentUrl"]: o["sha256"] for o in objects if o["@type"] == "cr:FileObject"}
-    except (KeyError, TypeError, ValueError):
+        files = {o["contentUrl"]: str(o["sha256"]) for o in objects if o["@type"] == "cr:FileObject"}
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ReleaseError(f"release {url}: {publish.CARD} is not the card of a release") from None
+    return {_within(name, url, publish.CARD): digest for name, digest in files.items()}
 
 
 def _broken(release: Folder, listed: dict[str, str]) -> list[str]:
@@ -277,7 +296,7 @@ def _broken(release: Folder, listed: dict[str, str]) -> list[str]:
         try:
             if hashlib.sha256(release.read(*name.split("/"))).hexdigest() != digest:
                 out.append(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             out.append(name)
     return out
 
@@ -747,8 +766,9 @@ class _Faces:
 
 def _baseline(url: str) -> list[tuple[str, float, float]]:
     """Where another audit's release lies between privacy and use; nothing for an audit without such figures."""
-    report = json.loads(Folder(url).read("audit.json"))
-    place = page.position([Figure(**row) for row in report.get("figures", [])])
+    with whole(url):
+        report = json.loads(Folder(url).read("audit.json"))
+        place = page.position([Figure(**row) for row in report.get("figures", [])])
     label = url.rstrip("/").rsplit("/", 1)[-1].removesuffix("-audit")
     return [] if place is None else [(label, place.utility, place.privacy)]
 

@@ -21,7 +21,7 @@ from typing import Any
 from facecrowd.jobs.figures import Figure
 from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import photos as inputs
-from facecrowd.pipeline.errors import ConfigError, InputError, ReleaseError
+from facecrowd.pipeline.errors import ConfigError, InputError, ReleaseError, printable
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.publish import AUDIT
 from facecrowd.pipeline.storage import Folder
@@ -58,7 +58,7 @@ def compare(urls: list[str]) -> list[dict[str, Any]]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
-    lines += ["| " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |" for row in rows]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in COLUMNS) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -94,7 +94,7 @@ def whole(url: str) -> Iterator[None]:
     """Say of what is not as an audit has it that the file is no audit."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ReleaseError(f"release {url}: {AUDIT} is not the audit of a release ({what})") from None
 
@@ -125,7 +125,7 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.1%}" if value <= 1 else f"{value:.4g}"
-    return str(value)
+    return printable(str(value)).replace("|", "\\|")
 
 
 # ------------------------------------------------------------------------------------------------------------ methods

@@ -195,7 +195,12 @@ class Publication:
                 raise ReleaseError(f"release {self.target.url}: changed since it was published; remove it first")
             self.staging.remove()
         elif self.target.local is not None:
-            os.replace(self.staging.root, self.target.local)
+            try:
+                os.replace(self.staging.root, self.target.local)
+            except OSError as error:  # by the name of what is moved, which nobody knows
+                raise ReleaseError(
+                    f"release {self.target.url}: cannot be moved there ({error.strerror}); make way and start again"
+                ) from None
         else:
             # An object store cannot move a folder; the card, uploaded last, is what makes it a release.
             for name in (*sorted(self.expected()), CARD):
@@ -285,7 +290,7 @@ def _read_shard(data: bytes, file: str) -> dict[str, bytes]:
     if file.endswith(".parquet"):
         table = pq.read_table(pa.BufferReader(data), use_threads=False, pre_buffer=False)
         return dict(zip(table["name"].to_pylist(), table["image"].to_pylist(), strict=True))
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:  # ours are not packed, and a bomb would be
         members = [m for m in tar.getmembers() if m.name.endswith(".jpg")]
         return {m.name.removesuffix(".jpg"): tar.extractfile(m).read() for m in members}  # type: ignore[union-attr]
 
