@@ -1,10 +1,12 @@
 # make demo   run the main job on the embedded synthetic people
 # make test   lint, types and the fast tests; make test-slow adds the long ones
+# make fuzz   2,000 damaged inputs of each kind (FACECROWD_FUZZ=N for N)
+# make faults kills, full disks, damage, locks, a failing store, clock jumps: over 50 of them, counted (docs/faults.md)
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow faults lint clean
 
 install: $(STAMP)
 
@@ -27,6 +29,12 @@ test: lint
 
 test-slow: lint
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+faults: install
+	FACECROWD_FAULTS=build/faults.json $(BIN)/python -m pytest tests/faults -m 'slow or not slow'
+
+fuzz: install
+	FACECROWD_FUZZ=$${FACECROWD_FUZZ:-2000} $(BIN)/python -m pytest -m 'slow or not slow' tests/fuzz
 
 clean:
 	rm -rf .venv demo-output build *.egg-info

