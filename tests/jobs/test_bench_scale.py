@@ -199,8 +199,12 @@ def test_what_the_file_holds_is_not_measured_again(tmp_path: Path, monkeypatch: 
             return {str(n): {"images": n} for n in images}
         return a_size(images, embed=1.0) if what == "release" else {"cpu_ms": {}}
 
+    def table(count: int, folder: Path) -> Any:
+        measured.append(("table", count))
+        return {"runs": []}
+
     monkeypatch.setattr(scale, "_child", child)
-    monkeypatch.setattr(scale, "_table", lambda count, folder: measured.append(("table", count)) or {"runs": []})
+    monkeypatch.setattr(scale, "_table", table)
     file = tmp_path / "new" / "scale.json"
     scale.bench_scale([1000], [5000], file, settings=TINY, photos=0)
     assert measured == [("release", 1000), ("table", 5000)]
