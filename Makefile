@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow faults lint clean
+.PHONY: install demo test test-slow faults fuzz lint clean
 
 install: $(STAMP)
 

@@ -21,10 +21,11 @@ from typing import Any
 from facecrowd.jobs.figures import Figure
 from facecrowd.pipeline import config as configs
 from facecrowd.pipeline import photos as inputs
-from facecrowd.pipeline.errors import ConfigError, InputError, ReleaseError, printable
+from facecrowd.pipeline.errors import ConfigError, InputError, ReleaseError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.publish import AUDIT
 from facecrowd.pipeline.storage import Folder
+from facecrowd.pipeline.summary import cell
 
 COLUMNS = (
     "release",
@@ -125,7 +126,7 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.1%}" if value <= 1 else f"{value:.4g}"
-    return printable(str(value)).replace("|", "\\|")
+    return cell(value)
 
 
 # ------------------------------------------------------------------------------------------------------------ methods

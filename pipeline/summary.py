@@ -6,6 +6,7 @@ from typing import Any
 
 from facecrowd.pipeline import perturbation, translation
 from facecrowd.pipeline.config import CLOAK
+from facecrowd.pipeline.errors import printable
 
 Audit = dict[str, Any]
 
@@ -186,8 +187,8 @@ def readme(audit: Audit, form: str) -> str:
     what = "aligned faces" if audit["output"] == "crop" else "whole photos with their faces replaced or covered"
     table = ["| requirement | asked | found | met | kind | |", "| --- | --- | --- | --- | --- | --- |"]
     table += [
-        f"| {r['name']} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else '**no**'} "
-        f"| {r['kind']} | {r['note']} |"
+        f"| {cell(r['name'])} | {_figure(r['asked'])} | {_figure(r['found'])} | {'yes' if r['met'] else '**no**'} "
+        f"| {cell(r['kind'])} | {cell(r['note'])} |"
         for r in audit["requirements"]
     ]
     return "\n".join(
@@ -235,8 +236,14 @@ def licences(audit: Audit) -> str:
         "| model | used as | licence | sha256 |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [f"| {m['name']} | {m['purpose']} | {m['licence']} | `{m['sha256']}` |" for m in audit["models"]]
+    for m in audit["models"]:
+        lines.append(f"| {cell(m['name'])} | {cell(m['purpose'])} | {cell(m['licence'])} | `{m['sha256']}` |")
     return "\n".join(lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    """Text that stays in its cell of a Markdown table, whatever an attribute or a file is called."""
+    return printable(str(value)).replace("|", "\\|").replace("<", "\\<")
 
 
 def _figure(value: Any) -> str:
