@@ -686,9 +686,10 @@ def _notes(prepared: Prepared, largest: _Practice, costs: Sequence[Cost]) -> tup
     work = sum(cost.seconds_each for cost in costs if cost.workers)
     computed = sum(cost.cpu_each for cost in costs if cost.workers) / work
     if computed < BUSY and not config.compute.gpus_per_worker:
+        alone = sum(cost.cpu_each * len(prepared.listing.photos) / cost.workers for cost in costs if cost.workers)
         notes.append(
             f"workers computed {computed:.0%} of their time and waited for the rest, for other processes, the disk or "
-            "the network; on a machine that is idle it may take less"
+            f"the network; what they compute would take {span(alone)} on as many CPUs that nobody else uses"
         )
     if config.compute.address != "local":
         notes.append(

@@ -62,10 +62,10 @@ RUN = "0123456789abcdef"
 
 
 class Refusal(Exception):
-    """An answer with this status and no more."""
+    """An answer with this status, and with what a careless server says."""
 
-    def __init__(self, status: int) -> None:
-        self.status = status
+    def __init__(self, status: int, message: str = "the server says no more") -> None:
+        self.status, self.message = status, message
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Rest:
         except CommitFailedException as error:
             return 409, _error(409, "CommitFailedException", str(error))
         except Refusal as refusal:
-            return refusal.status, _error(refusal.status, "Trouble", "the server says no more")
+            return refusal.status, _error(refusal.status, "Trouble", refusal.message)
         except CommitStateUnknownException as error:
             return 500, _error(500, "CommitStateUnknownException", str(error))
 
@@ -386,6 +386,19 @@ def test_wrong_credentials_are_refused_in_a_sentence_that_does_not_repeat_them(
     with pytest.raises(StoreError, match=r"^catalog rest: does not know who asks; check its credentials: ") as refused:
         workspace.commit(parts, 2)
     assert wrong not in str(refused.value)
+
+
+def test_what_a_careless_catalog_repeats_of_its_credentials_is_left_out(
+    rest: Rest, configured: Catalogs, tmp_path: Path
+) -> None:
+    def trouble(request: str, when: str) -> None:
+        raise Refusal(403, f"no entry for Bearer {SECRET} from http://user:{SECRET[::-1]}@127.0.0.1/")
+
+    for how in ({"token": SECRET}, {"credential": f"loopback:{SECRET}"}):
+        workspace = configured("rest", type="rest", uri=rest.url, **how).workspace(tmp_path / "work")
+        rest.trouble = trouble
+        with pytest.raises(StoreError, match=r"Trouble: no entry for Bearer … from http://…@127\.0\.0\.1/$"):
+            workspace.committed(MEMBERS, RUN)
 
 
 def test_what_a_catalog_does_not_allow_is_said(rest: Rest, configured: Catalogs, tmp_path: Path) -> None:

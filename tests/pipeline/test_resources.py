@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import PolicyError
 from facecrowd.pipeline.photos import Listing, Photo
 from facecrowd.pipeline.progress import Progress
-from facecrowd.pipeline.resources import Forecast, drawn, foretell, span, volume
+from facecrowd.pipeline.resources import drawn, foretell, span, volume
 from facecrowd.stages.stage import Batch, Stage
 
 FACTOR = 2.0
@@ -70,19 +70,47 @@ def test_where_people_are_not_known_photos_are_drawn() -> None:
 # ------------------------------------------------------------------------------------------------------------- scaling
 
 
+class Clock:
+    """A clock that only work moves on: so many seconds for each row, and each pair of rows."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    process_time = monotonic
+
+    def work(self, each: float, pair: float) -> Callable[..., None]:
+        def done(points: np.ndarray, *_: Any, **__: Any) -> None:
+            self.now += each * len(points) + pair * len(points) ** 2
+
+        return done
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The only time that passes in the module."""
+    found = Clock()
+    monkeypatch.setattr(resources, "time", found)
+    return found
+
+
 class Steady(Stage):
     """A stage that takes as long for each row; the first call of a worker takes longer."""
 
     name = "steady"
-    waited = False
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.begun = clock, False
 
     def __call__(self, batch: Batch) -> Batch:
-        time.sleep(EACH_S * len(batch["row"]) + (0.0 if self.waited else WARM_S))
-        self.waited = True
+        self.clock.now += EACH_S * len(batch["row"]) + (0.0 if self.begun else WARM_S)
+        self.begun = True
         return batch
 
 
-EACH_S, WARM_S = 0.004, 0.3
+EACH_S, WARM_S, PAUSE_S, READ_S = 0.004, 0.3, 0.001, 0.002
 
 
 def in_turn(step: ray_data.Step, parts: Sequence[int], progress: Progress) -> None:
@@ -90,37 +118,44 @@ def in_turn(step: ray_data.Step, parts: Sequence[int], progress: Progress) -> No
         step.sink(part, ray_data.apply(step.stages, step.source(part), step.at_once))
 
 
-def steady(tmp_path: Path, parts: int) -> Any:
+def steady(folder: Path, parts: int, clock: Clock) -> Any:
     """What was written down of a step of ``parts`` parts, 10 rows each, by one worker."""
-    tmp_path.mkdir(exist_ok=True)
-    step = ray_data.Step("work", lambda part: {"row": list(range(10))}, (Steady(),), lambda part, batch: 10, at_once=5)
+
+    def source(part: int) -> Batch:
+        clock.now += READ_S
+        return {"row": list(range(10))}
+
+    step = ray_data.Step("work", source, (Steady(clock),), lambda part, batch: 10, at_once=5)
     probed = replace(
         step,
-        source=resources._Probe(tmp_path, step.source, "source", resources.READ),
-        sink=resources._Probe(tmp_path, step.sink, "sink", resources.WRITE),
-        stages=tuple(resources._Timed(stage, tmp_path) for stage in step.stages),  # type: ignore[arg-type]
+        source=resources._Probe(folder, step.source, "source", resources.READ),
+        sink=resources._Probe(folder, step.sink, "sink", resources.WRITE),
+        stages=tuple(resources._Timed(stage, folder) for stage in step.stages),  # type: ignore[arg-type]
     )
-    begin = time.monotonic()
-    in_turn(probed, range(parts), Progress(quiet=True))
-    return resources._read(step, parts, tmp_path, begin, time.monotonic())
+    begin = clock.monotonic()
+    for part in range(parts):
+        clock.now += PAUSE_S
+        in_turn(probed, [part], Progress(quiet=True))
+    return resources._read(step, parts, folder, begin, clock.monotonic())
 
 
-def test_what_each_row_takes_is_told_apart_from_warming_up(tmp_path: Path) -> None:
-    step = steady(tmp_path, 8)
+def test_what_each_row_takes_is_told_apart_from_warming_up(tmp_path: Path, clock: Clock) -> None:
+    step = steady(tmp_path, 8, clock)
     assert len(step.slices) == 16
-    assert sum(one.total for one in step.slices) == pytest.approx(80 * EACH_S, rel=0.3)
-    assert step.start_s == pytest.approx(WARM_S, rel=0.3)
-    assert len(step.pauses) == 7
+    assert sum(one.total for one in step.slices) == pytest.approx(80 * EACH_S + 8 * READ_S)
+    assert step.start_s == pytest.approx(PAUSE_S + WARM_S)
+    assert step.pauses == pytest.approx([PAUSE_S] * 7)
     assert step.peak > 10e6
     whole = resources._Whole(photos=8000, parts=800, people=0, faces=0, scale=100)
     run = resources._Practice(80, 8, {"work": step}, {}, {}, 0, 0, 0)
     for cores in (1, 2, 8):
         cost = resources._step_cost(step, run, whole, cores, 0, 0)
-        assert cost.workers == cores
-        assert cost.seconds == pytest.approx(WARM_S + 8000 * EACH_S / cores, rel=0.3)
+        work = 8000 * EACH_S + 800 * (READ_S + PAUSE_S)
+        assert (cost.workers, cost.seconds) == (cores, pytest.approx(PAUSE_S + WARM_S + work / cores))
+        assert cost.stages["steady"] == pytest.approx(80 * EACH_S / (80 * EACH_S + 8 * READ_S), rel=0.01)
     assert resources._step_cost(step, run, whole, 10_000, 0, 0).workers == 800  # no more than there are parts
     spread = resources._spread(step, cost, whole, np.random.default_rng(1))
-    assert spread.std() < 0.1 * spread.mean()
+    assert spread == pytest.approx(np.full(len(spread), cost.seconds))  # all rows take the same
 
 
 def test_what_the_driver_takes_is_parted_into_start_photos_and_parts() -> None:
@@ -135,27 +170,9 @@ def test_what_the_driver_takes_is_parted_into_start_photos_and_parts() -> None:
     assert resources._fitted(runs[:2], [1.0, 5.0], 10_000, 800) >= 0.0
 
 
-class Clock:
-    """A clock that only work moves on: so many seconds for each row, and each pair of rows."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def work(self, each: float, pair: float) -> Callable[..., None]:
-        def done(points: np.ndarray, *_: Any, **__: Any) -> None:
-            self.now += each * len(points) + pair * len(points) ** 2
-
-        return done
-
-
 def test_growth_is_as_fast_as_the_steps_grow(
-    settings: Callable[..., ReleaseConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., ReleaseConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr(resources, "time", clock)
     for name, each, pair in (("cluster_subjects", 0, 1e-8), ("microaggregate", 1e-5, 2e-7), ("identify", 1e-4, 1e-8)):
         monkeypatch.setattr(resources, name, clock.work(each, pair))
     config = settings(tmp_path / "release", **{"policy.k": 5})
@@ -300,29 +317,59 @@ def test_what_cannot_be_released_is_said_before_the_practice_or_of_it(
     assert not [path for path in tmp_path.iterdir() if path.name != "many"]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_a_forecast_is_near_what_is_measured(
-    settings: Callable[..., ReleaseConfig],
-    more: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tree: Callable[..., dict[str, bytes]],
-) -> None:
-    """From a third of the people, within a factor of two: time, and closer than that, memory and disk."""
+@pytest.fixture
+def asked(
+    settings: Callable[..., ReleaseConfig], more: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> releases.Prepared:
+    """A release of 120 photos, to be foretold from 40."""
     monkeypatch.setattr(resources, "SAMPLE", 40)
     config = settings(tmp_path / "release", **{"input.path": str(more), "compute.micro_batch": 8, "policy.k": 4})
-    prepared = releases.prepare(config)
-    found = foretell(prepared, Progress(quiet=True))
+    return releases.prepare(config)
+
+
+def written(outcome: releases.Outcome, tree: Callable[..., dict[str, bytes]]) -> int:
+    return sum(len(data) for folder in (outcome.release, outcome.workspace) for data in tree(folder.root).values())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("practised")
+def test_work_and_disk_are_foretold_from_a_third_of_the_people(
+    asked: releases.Prepared, tree: Callable[..., dict[str, bytes]]
+) -> None:
+    """CPU seconds of the steps within a factor of 1.5, bytes within 1.2: neither hangs on who else uses the machine."""
+    found = foretell(asked, Progress(quiet=True))
     assert (found.photos, found.people, found.sampled_photos) == (120, 30, 40)
+    spent: dict[str, float] = {}
+
+    def timed(step: ray_data.Step, parts: Sequence[int], progress: Progress) -> None:
+        for stage in step.stages:
+            stage.setup()
+        begin = time.process_time()
+        in_turn(step, parts, progress)
+        spent[step.name] = time.process_time() - begin
+
+    wrote = written(releases.release(asked, Progress(quiet=True), timed), tree)
+    foretold = {step.name: step.cpu_each * found.photos for step in found.steps if step.workers}
+    print(f"CPU s foretold {foretold}, measured {spent}; {volume(found.disk)} foretold, {volume(wrote)} measured")
+    assert foretold.keys() == spent.keys()
+    assert 1 / 1.5 < sum(foretold.values()) / sum(spent.values()) < 1.5
+    assert 1 / 1.2 < found.disk / wrote < 1.2
+    # Pixels are what it takes: the driver and the joining of tables are little beside them.
+    assert max(spent, key=lambda name: spent[name]) == max(foretold, key=lambda name: foretold[name]) == "detect"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_time_is_foretold_within_a_factor_of_two(
+    asked: releases.Prepared, tree: Callable[..., dict[str, bytes]]
+) -> None:
+    found = foretell(asked, Progress(quiet=True))
     begin = time.monotonic()
-    outcome = releases.release(prepared, Progress(quiet=True))
+    wrote = written(releases.release(asked, Progress(quiet=True)), tree)
     seconds = time.monotonic() - begin
     print(f"foretold {found.seconds:.1f} s ({found.low:.1f} to {found.high:.1f}), measured {seconds:.1f} s")
+    assert 1 / 1.2 < found.disk / wrote < 1.2
+    assert 100e6 < found.memory < 20e9
+    if os.getloadavg()[0] > 2 * (os.cpu_count() or 1):
+        pytest.skip(f"{os.getloadavg()[0]:.0f} processes want this machine at once: no time foretells another")
     assert 1 / FACTOR < found.seconds / seconds < FACTOR
-    wrote = sum(map(len, tree(outcome.release.root).values())) + sum(map(len, tree(outcome.workspace.root).values()))
-    print(f"foretold {volume(found.disk)}, measured {volume(wrote)}")
-    assert 1 / 1.3 < found.disk / wrote < 1.3
-    assert found.bottleneck.name in {step.name for step in found.steps}
-    assert not math.isnan(found.memory)
-    assert isinstance(found, Forecast)
