@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from facecrowd.pipeline.errors import ConfigError, UnfinishedError
+from facecrowd.pipeline.errors import ConfigError, UnfinishedError, reason
 from facecrowd.pipeline.progress import Progress
 from facecrowd.stages.batch import concatenate, take, without
 from facecrowd.stages.stage import Batch, Stage, rows
@@ -56,7 +56,7 @@ class Step:
 def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
     """A Ray session for one job; one that runs already is used and left running.
 
-    Raises ConfigError when the cluster cannot be reached.
+    Raises ConfigError when the cluster cannot be reached, UnfinishedError when Ray does not start.
     """
     # Workers are told apart from the driver by nothing but Ray, so its chatter is off unless asked for.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -80,6 +80,8 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
         except (ConnectionError, ValueError, ImportError) as error:
             what = str(error).strip().splitlines()[0]
             raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({what})") from None
+        except Exception as error:  # its processes did not come up in time: Ray has no name for that
+            raise UnfinishedError(f"Ray did not start: {reason(error)} Start it again.") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -158,6 +158,19 @@ def test_an_address_that_ray_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPat
 # ---------------------------------------------------------------------------------------------------- with a cluster
 
 
+def test_ray_that_does_not_start_in_time_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(UnfinishedError) as error, ray_data.session():
+        pass
+    assert str(error.value) == "Ray did not start: The current node timed out during startup. Start it again."
+
+
 def test_every_part_is_made_once_and_as_in_one_process(ray_session: None, tmp_path: Path) -> None:
     seen: list[int] = []
 
