@@ -26,8 +26,8 @@ import math
 import os
 import resource
 import shutil
-import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -223,16 +223,29 @@ def _scratch(prepared: Prepared) -> Iterator[Path]:
     """A folder of the owner's alone, on the disk of the workspace where that is a local one; gone afterwards."""
     local = prepared.workspace.folder.local
     place = None if local is None else next(p for p in local.absolute().parents if p.is_dir())
-    previous = None
-    if threading.current_thread() is threading.main_thread():
-        # Somebody's photos are in it, so a job that is asked to end takes it away too.
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with tempfile.TemporaryDirectory(prefix=".facecrowd-sample-", dir=place) as folder:
+    with tempfile.TemporaryDirectory(prefix=".facecrowd-sample-", dir=place) as folder:
+        # Somebody's photos are in it, so it must go even where this process is killed: then its end of the pipe closes.
+        guard = subprocess.Popen(
+            [sys.executable, "-IS", "-c", GUARD, folder], stdin=subprocess.PIPE, start_new_session=True
+        )
+        assert guard.stdin is not None
+        try:
             yield Path(folder)
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        finally:
+            guard.stdin.write(b"mine")
+            guard.stdin.close()
+            guard.wait()
+
+
+GUARD = """
+import os, shutil, sys, time
+if sys.stdin.read():
+    sys.exit()
+for _ in range(20):  # workers that are still dying may write into it
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    time.sleep(0.5)
+"""
+"""Removes a folder, once its standard input ends without a word."""
 
 
 # ------------------------------------------------------------------------------------------------- what is written down

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -285,6 +288,29 @@ def test_nothing_is_left_of_a_practice_that_fails(
     with pytest.raises(SystemExit):
         foretell(prepared, Progress(quiet=True))
     assert practised
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_nothing_is_left_where_the_practice_is_killed(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from types import SimpleNamespace
+from facecrowd.pipeline.resources import _scratch
+from facecrowd.pipeline.storage import Workspace
+with _scratch(SimpleNamespace(workspace=Workspace(sys.argv[1]))) as folder:
+    (folder / "crop.jpg").write_bytes(b"somebody")
+    print(folder.stat().st_mode & 0o777, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    (tmp_path / "here").mkdir()
+    place = str(tmp_path / "here" / "workspace")
+    killed = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, check=False)
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, f"{0o700}\n"), killed.stderr
+    for _ in range(100):
+        if not list((tmp_path / "here").iterdir()):
+            break
+        time.sleep(0.1)
     assert list((tmp_path / "here").iterdir()) == []
 
 
