@@ -52,6 +52,8 @@ class Folder:
         return self._split()[1]
 
     def _split(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        if "::" in self.url:
+            raise ConfigError(f"{self.url}: '::' joins URLs, and only the first would be meant; rename the folder")
         try:
             # Workers write what the driver reads, so a listing remembered from before hides files that are there.
             fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)

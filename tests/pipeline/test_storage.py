@@ -76,6 +76,11 @@ def test_a_full_disk_is_told_by_the_file_that_found_no_room(tmp_path: Path, monk
     assert told.value.filename == str(tmp_path / "file")
 
 
+def test_joined_urls_are_refused_for_another_folder_would_be_meant() -> None:
+    with pytest.raises(ConfigError, match="joins URLs"):
+        Folder("out::release").exists()
+
+
 def test_a_url_that_nothing_serves_is_named() -> None:
     with pytest.raises(ConfigError, match="nope://x: Protocol not known: nope"):
         Folder("nope://x").exists()
