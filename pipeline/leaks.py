@@ -18,6 +18,9 @@ import pyarrow as pa
 from facecrowd.pipeline.storage import Folder
 from facecrowd.stages.encode import metadata
 
+NOTE = "facecrowd"
+"""Key of what a manifest says of itself: that recognisers still match its faces, or that they are cloaked originals."""
+
 
 @dataclass(frozen=True)
 class Leak:
@@ -80,11 +83,11 @@ def named(release: Folder, expected: set[str], sources: set[str], owners: Mappin
     for name in sorted(expected):
         if name.endswith((".json", ".md", ".yaml")):
             text = release.read(name).decode("utf-8", errors="replace")
-            hits = sorted(s for s in sources if (posixpath.splitext(s)[1] or "/" in s.strip("/")) and s in text)
+            hits = _names_files(text, sources)
         elif name == "manifest.parquet":
             data = release.read(name)
             hits = _in_cells(_table_cells(data), sources, owners)
-            leaks += [Leak("metadata", name, text) for text in _said_of_itself(data)]
+            leaks += [Leak("metadata", name, text) for text in _said_of_itself(data, sources)]
         elif name.endswith(".tar"):
             hits = _in_cells(_side_cells(release.read(*name.split("/"))), sources, owners)
         else:
@@ -127,8 +130,8 @@ def _table_cells(parquet: bytes) -> Iterator[Cell]:
                     yield name, column, value
 
 
-def _said_of_itself(parquet: bytes) -> Iterator[str]:
-    """What a Parquet file holds beside its columns; the manifest holds nothing there."""
+def _said_of_itself(parquet: bytes, sources: set[str]) -> Iterator[str]:
+    """What a Parquet file holds beside its columns, but for the release's own note, which names no source."""
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(pa.BufferReader(parquet))
@@ -137,9 +140,16 @@ def _said_of_itself(parquet: bytes) -> Iterator[str]:
         *((f"column {field.name}", field.metadata) for field in schema),
     ]:
         # Field ids are the writer's own.
-        keys = sorted(key.decode("utf-8", "replace") for key in held or {} if key != b"PARQUET:field_id")
+        told = {key.decode("utf-8", "replace"): text.decode("utf-8", "replace") for key, text in (held or {}).items()}
+        told.pop("PARQUET:field_id", None)
+        keys = sorted(key for key, text in told.items() if key != NOTE or _names_files(text, sources))
         if keys:
             yield f"{where} carries {', '.join(keys)}"
+
+
+def _names_files(text: str, sources: set[str]) -> list[str]:
+    """The files and folders of the source that a text names."""
+    return sorted(s for s in sources if (posixpath.splitext(s)[1] or "/" in s.strip("/")) and s in text)
 
 
 def _side_cells(tar: bytes) -> Iterator[Cell]:

@@ -25,6 +25,7 @@ import yaml
 
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, ReleaseError
+from facecrowd.pipeline.leaks import NOTE
 from facecrowd.pipeline.schema import RELEASED, SHARD
 from facecrowd.pipeline.storage import Folder, to_parquet
 
@@ -42,10 +43,6 @@ MANIFEST, AUDIT, CONFIG, README, CARD, LICENCES = (
     "metadata.json",
     "LICENCES.md",
 )
-
-
-NOTE = "facecrowd"
-"""Key of the manifest's metadata."""
 
 
 @dataclass(frozen=True)

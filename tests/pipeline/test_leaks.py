@@ -117,6 +117,20 @@ def with_hair(release: Folder, *hair: str) -> None:
     pq.write_table(pa.table(table), release.at("manifest.parquet"))
 
 
+def test_what_a_manifest_carries_beside_its_columns_is_found_but_for_the_releases_own_note(release: Folder) -> None:
+    table = pq.read_table(release.at("manifest.parquet"))
+    for metadata, found in (
+        ({"facecrowd": "recognisers match"}, []),
+        ({"source": "x"}, ["the table carries source"]),
+        ({"facecrowd": "from /data/may.jpg"}, ["the table carries facecrowd"]),
+    ):
+        pq.write_table(table.replace_schema_metadata(metadata), release.at("manifest.parquet"))
+        assert [leak.what for leak in scanned(release, sources={"/data/may.jpg"})] == found
+    field = pa.field("name", pa.string(), metadata={"of": "rose"})
+    pq.write_table(table.cast(pa.schema([field, *list(table.schema)[1:]])), release.at("manifest.parquet"))
+    assert [leak.what for leak in scanned(release, sources={"/data/may.jpg"})] == ["column name carries of"]
+
+
 @pytest.mark.parametrize("owners", [OWNERS, None])
 def test_a_subject_named_by_an_attribute_is_found(release: Folder, owners: dict[str, str] | None) -> None:
     with_hair(release, "brown", "rose")
