@@ -308,7 +308,8 @@ HEADS: tuple[tuple[str, Pick, str], ...] = (
     ("LPIPS", _pick("utility", "lpips"), "number"),
     ("FID", _pick("utility", "fid"), "number"),
 )
-"""Columns of the table of methods: what each shows, and whether as a share. EdgeFace took part in no method."""
+"""Columns of the table of methods: what each shows, and whether as a share; one that nothing was measured of is left
+out. EdgeFace took part in no method."""
 
 
 def tables(found: Mapping[str, Any]) -> str:
@@ -321,12 +322,17 @@ def side_by_side(figures: Mapping[str, Sequence[Figure]]) -> str:
     """Two tables in Markdown: recognition and use by method, and DeepBlur's table 2 beside the paper's figures."""
     from facecrowd.jobs.attackers import table2
 
-    lines = ["| method | " + " | ".join(head for head, _, _ in HEADS) + " |", "| --- |" + " --: |" * len(HEADS)]
-    for method, of in figures.items():
+    found = {
+        head: [next((f.value for f in of if pick(f) and f.value is not None), None) for of in figures.values()]
+        for head, pick, _ in HEADS
+    }
+    shown = [(head, kind) for head, _, kind in HEADS if any(value is not None for value in found[head])]
+    lines = ["| method | " + " | ".join(head for head, _ in shown) + " |", "| --- |" + " --: |" * len(shown)]
+    for at, method in enumerate(figures):
         cells = []
-        for _, pick, kind in HEADS:
-            one = next((f for f in of if pick(f) and f.value is not None), None)
-            cells.append("–" if one is None else f"{one.value:.1%}" if kind == "share" else f"{one.value:.3g}")
+        for head, kind in shown:
+            value = found[head][at]
+            cells.append("–" if value is None else f"{value:.1%}" if kind == "share" else f"{value:.3g}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "DeepBlur, table 2 (in brackets the paper's):", "", table2(figures)])
 
