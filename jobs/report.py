@@ -461,6 +461,11 @@ def _requirement(row: Mapping[str, Any], report: Mapping[str, Any], figures: Seq
     return _Requirement(_named(row), _bound(row), row.get("met"), told, str(row.get("note") or ""))
 
 
+def _of_table(row: Mapping[str, Any]) -> bool:
+    """Whether a requirement is of the released table alone: no pixels could show it."""
+    return "uppress" in _named(row) or _named(row) == "vectors per subject"
+
+
 def _shown(row: Mapping[str, Any], report: Mapping[str, Any]) -> _Said:
     """The requirement as a predictor sees it in the released pixels, its own error carried through."""
     found, looked = row.get("shown"), report.get("attributes") or {}
@@ -474,7 +479,7 @@ def _shown(row: Mapping[str, Any], report: Mapping[str, Any]) -> _Said:
         return _Said(
             "Shown", f"measured against predictor {found.get('by') or 'not named'}", text + note, found.get("met")
         )
-    if "uppress" in _named(row):
+    if _of_table(row):
         return _Said("Shown", "", "does not apply: it counts people, not what pixels show")
     loop = report.get("verification") or {}
     last = [one for one in (loop.get("rounds") or [[]])[-1] if one.get("name") == "attributes"]
@@ -534,7 +539,7 @@ def _recognition(row: Mapping[str, Any], report: Mapping[str, Any], figures: Seq
             guess = "" if worst.chance is None else f", the most frequent value alone {percent(worst.chance)}"
             text = f"{worst.setting} inferred from pixels for {_written(worst, percent)}{guess}"
             return _Said("Recognition", f"measured with {worst.by or 'a classifier'}", text)
-    if "uppress" in name:
+    if _of_table(row):
         return _Said("Recognition", "", "does not apply")
     return _Said("Recognition", "", "not measured")
 

@@ -236,6 +236,13 @@ def test_a_requirement_has_a_line_planned_one_shown_and_one_of_recognition(html:
     assert "Smile inferred from pixels for 60.0 % [55.0 %, 66.0 %], the most frequent value alone 55.0 %" in said
 
 
+def test_what_counts_people_is_not_said_to_be_unmeasured_in_pixels() -> None:
+    one = {"name": "vectors per subject", "asked": 1, "found": 1, "met": True, "kind": "formal", "note": ""}
+    said = section(write(audit() | {"requirements": [one]}, [], Page()), "requirements")
+    assert "not measured" not in said
+    assert said.count("does not apply") == 2
+
+
 def test_what_a_predictor_sees_is_given_with_its_own_error_taken_out() -> None:
     found = audit()
     found["requirements"][0]["shown"] = {
