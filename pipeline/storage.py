@@ -215,8 +215,9 @@ class Parts:
                 parquet = pq.ParquetFile(file, page_checksum_verification=True)
                 there = {field.name: field.type for field in parquet.schema_arrow}
                 known = {field.name: field.type for field in self.manifest.arrow}
-                # Parts of an older version of the manifests may have fewer columns.
-                if wrong := [name for name in columns or there if name not in there or there[name] != known.get(name)]:
+                # Parts of an older version of the manifests may have fewer columns, whichever are asked for.
+                wrong = [name for name in there if there[name] != known.get(name)]
+                if wrong := [*wrong, *(name for name in columns or () if name not in known)]:
                     raise pa.ArrowInvalid(f"its column {wrong[0]} is not the manifest's")
                 yield parquet
             except (pa.ArrowException, ValueError, OSError) as error:

@@ -78,7 +78,7 @@ def test_every_config_leaf_is_a_flag_and_every_flag_a_config_leaf() -> None:
     assert {dotted for dotted, *_ in cli.leaves()} == leaves
     flags = [flag for _, flag, *_ in cli.leaves()]
     assert len(flags) == len(set(flags))
-    own = {"--config", "--dry-run", "--json", "--quiet", "--help"}
+    own = {"--config", "--dry-run", "--plan-resources", "--json", "--quiet", "--help"}
     offered = {o for p in commands()["release"].params for o in p.opts if o.startswith("--")}
     assert offered - own == set(flags)
 
