@@ -535,16 +535,19 @@ def table2(rows: Mapping[str, Sequence[Figure]]) -> str:
     """Top-1 by method, threat and attacker in the layout of DeepBlur's table 2, as Markdown.
 
     rows : method → its figures. In brackets stands what the paper printed for that method; in the columns of a head, of
-    Face++ and Azure, whose place it takes here. The paper's other rows follow
+    Face++ and Azure, whose place it takes here. The paper's other rows follow. A head on other embeddings than the first
+    method's is named in its cell
     """
+    trained = {m: [f for f in of if (f.section, f.name) == ("trained", "top1") and f.by] for m, of in rows.items()}
     found: dict[str, dict[tuple[str, str], Figure | None]] = {
-        method: {(one.setting, one.by): one for one in figures if (one.section, one.name) == ("trained", "top1")}
-        for method, figures in rows.items()
+        method: {(one.setting, _column(one.by)): one for one in figures} for method, figures in trained.items()
     }
-    by = list(dict.fromkeys(by for cells in found.values() for _, by in cells if by))
+    every = [one.by for figures in trained.values() for one in figures]
+    by = list(dict.fromkeys(map(_column, every)))
     if not by:
         return f"No attacker was trained: too few people have {LEAST} photos.\n"
-    heads = [f"{threat} {name}" for threat in ("T1", "T2", "T3") for name in by]
+    usual = next((name for name in every if _column(name) == "head"), "")
+    heads = [f"{threat} {usual if name == 'head' else name}" for threat in ("T1", "T2", "T3") for name in by]
     lines = ["| method | " + " | ".join(heads) + " |", "| --- |" + " --: |" * len(heads)]
     # Nothing was done to originals, so T1 to T3 are one there; every method has the same.
     if first := next((cells for cells in found.values() if any(t == "originals" for t, _ in cells)), None):
@@ -552,12 +555,12 @@ def table2(rows: Mapping[str, Sequence[Figure]]) -> str:
         found = {"original": plain, **found}
     for method, cells in found.items():
         row = paper_row(method)
-        lines.append(_line(method, [_cell(cells.get((t, n)), row, t, n) for t in ("T1", "T2", "T3") for n in by]))
+        shown = [_cell(cells.get((t, n)), row, t, n, usual) for t in ("T1", "T2", "T3") for n in by]
+        lines.append(_line(method, shown))
     for row in PAPER:
         if row not in {paper_row(method) for method in found}:
-            lines.append(
-                _line(f"{row} (the paper's)", [_cell(None, row, t, n) for t in ("T1", "T2", "T3") for n in by])
-            )
+            shown = [_cell(None, row, t, n, usual) for t in ("T1", "T2", "T3") for n in by]
+            lines.append(_line(f"{row} (the paper's)", shown))
     return "\n".join(lines) + "\n"
 
 
@@ -565,8 +568,14 @@ def _line(method: str, cells: Sequence[str]) -> str:
     return f"| {method} | " + " | ".join(cells) + " |"
 
 
-def _cell(one: Figure | None, row: str | None, threat: str, by: str) -> str:
+def _column(by: str) -> str:
+    return "head" if by.endswith(" head") else by
+
+
+def _cell(one: Figure | None, row: str | None, threat: str, by: str, usual: str) -> str:
     ours = "–" if one is None or one.value is None else f"{one.value:.3f}"
+    if one is not None and by == "head" and one.by != usual:
+        ours += f" {one.by.removesuffix(' head')}"
     if row is None:
         return ours
     printed = dict(zip(PAPER_BY, PAPER[row][threat], strict=True))

@@ -318,5 +318,14 @@ def test_our_table_has_the_papers_layout_with_the_papers_figures_beside_ours() -
     assert "Blurring (the paper's)" not in cells
 
 
+def test_a_head_on_other_embeddings_stands_in_the_same_column_and_is_named() -> None:
+    usual = [Figure("trained", "top1", "arcface head", threat, value=0.5) for threat in THREATS]
+    other = [Figure("trained", "top1", "sface head", threat, value=0.25) for threat in THREATS]
+    lines = table2({"blur": usual, "tip-im": other}).splitlines()
+    assert lines[0] == "| method | T1 arcface head | T2 arcface head | T3 arcface head |"
+    assert "| tip-im | 0.250 sface | 0.250 sface | 0.250 sface |" in lines
+    assert "| blur | 0.500 (0.922, 0.592) |" in "\n".join(lines)
+
+
 def test_without_a_trained_attacker_there_is_a_sentence_and_no_table() -> None:
     assert table2({"blur": []}) == "No attacker was trained: too few people have 4 photos.\n"
