@@ -535,8 +535,8 @@ def table2(rows: Mapping[str, Sequence[Figure]]) -> str:
     """Top-1 by method, threat and attacker in the layout of DeepBlur's table 2, as Markdown.
 
     rows : method → its figures. In brackets stands what the paper printed for that method; in the columns of a head, of
-    Face++ and Azure, whose place it takes here. The paper's other rows follow. A head on other embeddings than the first
-    method's is named in its cell
+    Face++ and Azure, whose place it takes here. The paper's other rows follow. A head on other embeddings than the
+    first method's is named in its cell
     """
     trained = {m: [f for f in of if (f.section, f.name) == ("trained", "top1") and f.by] for m, of in rows.items()}
     found: dict[str, dict[tuple[str, str], Figure | None]] = {
