@@ -596,7 +596,7 @@ def sweep(
     from facecrowd.jobs import space, swept
     from facecrowd.jobs import sweep as job
 
-    found = job.sweep(space.load(config, pick), Progress(quiet))
+    found = job.sweep(space.load(config, pick or None), Progress(quiet))
     for line in swept.lines(found):
         print(line)
     _write_json(json_file, found.as_dict())

@@ -662,3 +662,26 @@ def test_two_whole_trials_share_faces_and_the_winner_is_measured_where_the_searc
     made = SimpleNamespace(fail=AssertionError)
     monkeypatch.setattr(sweeps, "_tuner", lambda *_: (_ for _ in ()).throw(made.fail("made again")))
     assert sweeps.sweep(sweep, QUIET).trials == swept.trials
+
+
+def test_the_pick_of_the_file_holds_where_the_command_line_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from facecrowd.jobs import cli
+    from facecrowd.jobs import sweep as job
+
+    text = {"base": {"input": {"path": "p"}}, "output": "o", "objectives": {"rank1": {"min": "identity.rank1"}}}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({**text, "pick": "rank1<=0.5"}))
+    asked = []
+
+    def stop(sweep: Any, progress: Any) -> Any:
+        asked.append(sweep.pick)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "sweep", stop)
+    for flags in ([], ["--pick", "rank1<=0.1"]):
+        CliRunner().invoke(cli.app, ["sweep", str(file), *flags])
+    assert asked == ["rank1<=0.5", "rank1<=0.1"]
