@@ -273,7 +273,7 @@ def methods(order: Order, progress: Progress) -> dict[str, Any]:
         progress.say(f"compare: {method}")
         outcome = releases.release(releases.prepare(config), progress)
         url, workspace = outcome.release.url, str(config.workspace_path)
-        before = tuple(f"{settings(order, other).release.path}-audit" for other in found)
+        before = tuple(f"{prepared[other].release.path}-audit" for other in found)
         depth: Any = order.depth
         asked = Depth(output=f"{url}-audit", depth=depth, faces=order.faces, baselines=before)
         report, _ = audit_release(url, workspace, progress, asked)

@@ -174,15 +174,13 @@ class Parts:
     def done(self) -> set[int]:
         """The numbers of the parts that are there and whole."""
         numbers = set()
-        for name in self.folder.names():
-            if not (name.startswith("part-") and name.endswith(".parquet")):
-                continue
+        for part in self.there():
             try:
-                with self.folder.fs.open(self.folder.at(name), "rb") as file:
+                with self.folder.fs.open(self.folder.at(self.name(part)), "rb") as file:
                     pq.read_metadata(file)
             except (pa.ArrowInvalid, OSError):
                 continue
-            numbers.add(int(name[5:-8]))
+            numbers.add(part)
         return numbers
 
     def there(self) -> set[int]:
