@@ -509,7 +509,7 @@ def kernels(photos: int, models: str | None, scratch: Path) -> dict[str, Any]:
     """CPU milliseconds per photo (or face) of the real stages, one at a time on one thread."""
     names = sorted(bench.photos(photos, scratch).glob("*/*.jpg"))
     config = configs.Detect(models=models)
-    last = steps.average_stages(config, 92)
+    last = (*steps.average_stages(config), *steps.shown(config, 92))
     batch: Batch = {"photo_name": [n.name for n in names], "path": [str(n) for n in names]}
     taken: dict[str, float] = {}
 

@@ -23,7 +23,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -311,18 +310,13 @@ def together(stages: tuple[Stage, ...], gpus: float) -> tuple[Stage, ...]:
     return stages
 
 
-def latent_stages(
-    rendering: Rendering,
-    config: DetectConfig,
-    quality: int,
-    predictor: str | None = None,
-    perturb: Stage | None = None,
-) -> tuple[Stage, ...]:
+def latent_stages(rendering: Rendering) -> tuple[Stage, ...]:
+    """Faces of classes, generated."""
     from facecrowd.stages.edits import SHIPPED_DIRECTIONS
     from facecrowd.stages.networks import encoder
     from facecrowd.stages.surrogate import Surrogate, Surrogates
 
-    surrogate = Surrogate(
+    stage = Surrogate(
         rendering.key,
         Surrogates(psi=rendering.method.truncation),
         size=rendering.size,
@@ -335,13 +329,12 @@ def latent_stages(
         half=rendering.half,
         folder=rendering.folder,
     )
-    return together((surrogate, *shown(config, quality, predictor, perturb)), rendering.gpus)
+    return (stage,)
 
 
-def average_stages(
-    config: DetectConfig, quality: int, predictor: str | None = None, perturb: Stage | None = None
-) -> tuple[Stage, ...]:
-    return Average(size=config.crop_size), *shown(config, quality, predictor, perturb)
+def average_stages(config: DetectConfig) -> tuple[Stage, ...]:
+    """Faces of classes, as means of pixels."""
+    return (Average(size=config.crop_size),)
 
 
 def shown(
@@ -522,37 +515,20 @@ class RenderedSink:
         return _where(ok, [[names[i] for i in np.flatnonzero(row)] for row in batch["obfuscate"]])
 
 
-def obscure_stages(
-    config: DetectConfig,
-    method: Method,
-    quality: int,
-    key: RunKey,
-    predictor: str | None = None,
-    perturb: Stage | None = None,
-) -> tuple[Stage, ...]:
+def obscure_stages(method: Method, key: RunKey) -> tuple[Stage, ...]:
     """A baseline; with method none, the crop as it is."""
     if method.name == CLOAK:
-        return DecodeImages("crop_image", "rendered"), *shown(config, quality, predictor, perturb)
+        return (DecodeImages("crop_image", "rendered"),)
     how: dict[str, Blur | Pixelate | Mask | Noise] = {
         "blur": Blur(method.sigma),
         "pixelate": Pixelate(method.blocks),
         "mask": Mask(method.mask),
         "noise": Noise(method.gamma, method.noise_sigma, method.invert),
     }
-    return (
-        DecodeImages("crop_image", "crop"),
-        Obscure(how[method.name], key),
-        *shown(config, quality, predictor, perturb),
-    )
+    return DecodeImages("crop_image", "crop"), Obscure(how[method.name], key)
 
 
-def search_stages(
-    rendering: Rendering,
-    config: DetectConfig,
-    quality: int,
-    predictor: str | None = None,
-    perturb: Stage | None = None,
-) -> tuple[Stage, ...]:
+def search_stages(rendering: Rendering) -> tuple[Stage, ...]:
     """DeepBlur or inpainting."""
     from facecrowd.stages.deepblur import DeepBlur
     from facecrowd.stages.inpaint import Inpaint
@@ -574,17 +550,10 @@ def search_stages(
     stage: Stage = (
         DeepBlur(method.latent_sigma, how) if method.name == "deepblur" else Inpaint("drawn", rendering.key, how)
     )
-    first = DecodeImages("crop_image", "crop")
-    return together((first, stage, *shown(config, quality, predictor, perturb)), rendering.gpus)
+    return DecodeImages("crop_image", "crop"), stage
 
 
-def translate_stages(
-    rendering: Rendering,
-    config: DetectConfig,
-    quality: int,
-    predictor: str | None = None,
-    perturb: Stage | None = None,
-) -> tuple[Stage, ...]:
+def translate_stages(rendering: Rendering) -> tuple[Stage, ...]:
     """Attribute translation; for identity-preserving in the parts that are least tied to the person."""
     from facecrowd.stages.regions import Regions
     from facecrowd.stages.translate import Translate
@@ -612,8 +581,7 @@ def translate_stages(
         half=rendering.half,
         folder=rendering.folder,
     )
-    first = DecodeImages("crop_image", "crop")
-    return together((first, *regions, stage, *shown(config, quality, predictor, perturb)), rendering.gpus)
+    return DecodeImages("crop_image", "crop"), *regions, stage
 
 
 # --------------------------------------------------------------------------------------------------------- perturb
@@ -652,12 +620,6 @@ def perturb_stage(
         folder=rendering.folder,
     )
     return Perturb(masks, names)
-
-
-def sample_stages(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Of the stages of a step those that render, and a file of what they make."""
-    render = tuple(takewhile(lambda stage: not isinstance(stage, Encode), stages))
-    return (*render, Encode(column="rendered", quality=CROP_QUALITY))
 
 
 @dataclass(frozen=True)

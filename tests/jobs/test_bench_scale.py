@@ -82,9 +82,9 @@ def test_faces_do_not_depend_on_how_the_work_is_cut() -> None:
 
 
 def test_only_what_sees_is_left_out_of_a_step() -> None:
-    average = ray_data.Step(
-        "average", lambda part: {}, steps.average_stages(scale.configs.Detect(), 92), lambda p, b: 0
-    )
+    config = scale.configs.Detect()
+    made = (*steps.average_stages(config), *steps.shown(config, 92))
+    average = ray_data.Step("average", lambda part: {}, made, lambda p, b: 0)
     stages = scale._without_networks(average, 64).stages
     assert [stage.name for stage in stages] == ["average", "encode", "project"]
     assert [type(stage) for stage in average.stages if stage.name == "judge"] == [Judge]

@@ -28,6 +28,7 @@ from facecrowd.pipeline.config import Attributes, Policy, ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError, InputError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
+from facecrowd.pipeline.run import Run
 from facecrowd.stages import models
 from facecrowd.stages.attributes import ATTRIBUTES, JUDGE, SHIPPED, STEER, Calibration, Predictor, locate
 from facecrowd.stages.decode import decode
@@ -437,7 +438,7 @@ def test_another_predictor_makes_the_faces_anew_and_the_same_one_does_not(
         prepared = releases.prepare(config)
         key = prepared.workspace
         with key.locked():
-            return releases._Run(prepared, key, key.create(), Progress(quiet=True)).names
+            return Run(prepared, key, key.create(), Progress(quiet=True)).names
 
     usual, other = names(), names(**{"attributes.predictor": judge})
     assert names(**{"attributes.predictor": STEER})["faces"] == usual["faces"]

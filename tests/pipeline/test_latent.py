@@ -25,6 +25,7 @@ from facecrowd.pipeline.presets import predictable
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.release import Outcome
+from facecrowd.pipeline.run import Run
 from facecrowd.pipeline.schema import FACES, MEMBERS, PLAN, Manifest
 from facecrowd.pipeline.storage import Folder, Parts, Workspace
 from facecrowd.stages import models
@@ -124,7 +125,7 @@ def test_which_face_stands_for_a_photo_is_drawn_from_the_releases_own_key_and_th
     folder = latent.workspace
     record = Record.read(folder, f"releases/{min(folder.child('releases').names())}")
     key = RunKey(bytes(range(32)))
-    run = releases._Run(releases.prepare(record.config), Workspace(folder.url), key, Progress(quiet=True))
+    run = Run(releases.prepare(record.config), Workspace(folder.url), key, Progress(quiet=True))
     # By the workspace's key itself, two releases of these people would draw alike and so could be laid side by side.
     assert drawn_by(run.draws)
     assert not drawn_by(run.key)
@@ -211,7 +212,7 @@ def test_the_order_of_people_and_of_photos_in_a_class_changes_no_pixel(
     )
     method = load(None, {"method.surrogates": 2}).method
     how = steps.Rendering(method, source.key, 128, model_folder, STEER, 0)
-    stage = steps.latent_stages(how, latent_config(model_folder).detect, 92)[0]
+    stage = steps.latent_stages(how)[0]
     batch = source(0)
     turned = {**batch, "crops": [[list(reversed(own)) for own in reversed(people)] for people in batch["crops"]]}
     first, second = (stage(b)["rendered"] for b in (batch, turned))
@@ -406,7 +407,7 @@ def test_a_job_begun_on_a_cpu_does_not_go_on_on_a_gpu_whose_last_bits_differ(
 
     def names(gpus: float, asked: dict[str, Any]) -> dict[str, str]:
         prepared = releases.prepare(settings(tmp_path / "release", **asked, **{"compute.gpus_per_worker": gpus}))
-        return releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names
+        return Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names
 
     generated = {"method.name": method, "method.surrogate": "latent", "detect.crop_size": 128}
     cpu, half, whole = (names(gpus, generated) for gpus in (0, 0.5, 1))
@@ -425,7 +426,7 @@ def test_what_a_generator_runs_on_names_no_run_of_the_methods_that_have_none(
     names = []
     for bits in (("cpu", False, 1), ("cuda", True, 16)):
         monkeypatch.setattr(steps.Rendering, "bits", bits)
-        names.append(releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names)
+        names.append(Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names)
     assert names[0] == names[1]
 
 
@@ -434,7 +435,7 @@ def test_a_search_is_in_bfloat16_on_a_gpu_alone(model_folder: str | None, method
     asked = load(None, {"method.name": method, "detect.crop_size": 128})
     for gpus, wanted in ((0.0, ("cpu", False, 1)), (0.5, ("cuda", True, steps.GPU_AT_ONCE))):
         rendering = steps.Rendering(asked.method, RunKey(bytes(32)), 128, model_folder, STEER, gpus)
-        how = steps.search_stages(rendering, asked.detect, 92)[1].how  # type: ignore[attr-defined]
+        how = steps.search_stages(rendering)[1].how  # type: ignore[attr-defined]
         assert (how.device, how.half, how.at_once) == wanted == rendering.bits
 
 
@@ -443,7 +444,8 @@ def test_as_many_workers_share_a_gpu_as_fit(model_folder: str | None) -> None:
     assert ray_data.pool(100, 4, 1, 2, 0.25) == 4
     assert ray_data.pool(3, 64, 1, 8, 1) == 3
     how = steps.Rendering(load(None, {}).method, RunKey(bytes(32)), 256, model_folder, STEER, 0.5)
-    stages = steps.latent_stages(how, latent_config(model_folder).detect, 92)
+    shown = steps.shown(latent_config(model_folder).detect, 92)
+    stages = steps.together((*steps.latent_stages(how), *shown), how.gpus)
     assert (stages[0].device, stages[0].half) == ("cuda", True)  # type: ignore[attr-defined]
     assert ray_data.groups(stages) == [stages]
     assert {stage.resources.gpus for stage in stages} == {0.5}

@@ -30,6 +30,7 @@ from facecrowd.pipeline.preflight import Network
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.release import Outcome
+from facecrowd.pipeline.run import Run
 from facecrowd.pipeline.storage import NAMESPACE, Workspace
 from facecrowd.stages import models, recognise
 from facecrowd.stages.attributes import JUDGE
@@ -151,10 +152,10 @@ def test_faces_are_rendered_judged_perturbed_encoded_and_judged_again() -> None:
     config = load(None, {**SMALL, **MASKS})
     rendering = steps.Rendering(config.method, RunKey(bytes(32)), 128, None, None, 0.0)
     perturb = steps.perturb_stage(config.perturb, rendering, 92, False)
-    stages = steps.obscure_stages(config.detect, config.method, 92, RunKey(bytes(32)), None, perturb)
-    assert [type(stage) for stage in stages[1:]] == [Encode, Judge, Before, Perturb, Encode, Judge]
-    assert stages[1].column == "rendered"  # type: ignore[attr-defined]
-    assert len(steps.obscure_stages(config.detect, config.method, 92, RunKey(bytes(32)))) == 3
+    stages = steps.shown(config.detect, 92, None, perturb)
+    assert [type(stage) for stage in stages] == [Encode, Judge, Before, Perturb, Encode, Judge]
+    assert stages[0].column == "rendered"  # type: ignore[attr-defined]
+    assert len(steps.shown(config.detect, 92)) == 2
 
 
 def test_what_was_judged_before_the_perturbation_stays_beside_what_was_judged_after_it(cloaked: Outcome) -> None:
@@ -238,12 +239,12 @@ def test_the_leak_scan_allows_a_cloak_what_it_declares_and_no_other_method(
     (name,) = cloaked.workspace.child("releases").names()
     record = Record.read(cloaked.workspace, f"releases/{name}")
     prepared = releases.prepare(record.config)
-    run = releases._Run(prepared, prepared.workspace, prepared.workspace.key(), Progress(quiet=True))
-    assert run._originals() == set()
+    run = Run(prepared, prepared.workspace, prepared.workspace.key(), Progress(quiet=True))
+    assert releases._originals(run) == set()
     run.names.update(record.runs)
     blur = prepared.config.model_copy(update={"method": configs.Method(name="blur")})
     run.prepared = replace(prepared, config=blur)
-    assert len(run._originals()) == 12
+    assert len(releases._originals(run)) == 12
 
 
 # ----------------------------------------------------------------------------------------------------------- universal
@@ -385,7 +386,7 @@ def test_a_job_killed_over_and_over_ends_as_if_undisturbed(
 def test_another_perturbation_is_another_run_of_the_same_plan(tmp_path: Path, settings: Settings) -> None:
     def runs(**more: Any) -> dict[str, str]:
         prepared = releases.prepare(settings(tmp_path / "release", **{**SMALL, **MASKS, **more}))
-        return releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names
+        return Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names
 
     first = runs()
     for change in ({"perturb.bound": 5}, {"perturb.jpeg": False}, {"perturb.norm": "l2"}, {"perturb.gamma": 0.4}):

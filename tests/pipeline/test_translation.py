@@ -30,6 +30,7 @@ from facecrowd.pipeline.presets import FIVE_PARTS, predictable
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.record import Record
 from facecrowd.pipeline.release import Outcome
+from facecrowd.pipeline.run import Run
 from facecrowd.pipeline.translation import Translations, measured, to_change
 from facecrowd.stages import models, regions
 from facecrowd.stages.attributes import JUDGE, STEER
@@ -241,7 +242,7 @@ def test_other_weights_or_options_are_another_run_and_a_baselines_plan_knows_no_
 ) -> None:
     def runs(**more: Any) -> dict[str, str]:
         prepared = releases.prepare(settings(tmp_path / "release", **asked(translator, **more)))
-        return releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names
+        return Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress(quiet=True)).names
 
     first = runs()
     other = write(tmp_path / "other.safetensors", note="other")
@@ -318,7 +319,7 @@ def test_translations_of_one_workspace_are_warned_of_with_the_sum_of_their_epsil
     said: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
     prepared = releases.prepare(settings(tmp_path / "release", **asked(translator)))
-    run = releases._Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress())
+    run = Run(prepared, prepared.workspace, RunKey(bytes(32)), Progress())
 
     def release(name: str, plan: str, epsilon: float | None, card: str = "card") -> str:
         names, counts = {**run.names, "plan": plan}, Counts(12, 6)
@@ -326,7 +327,7 @@ def test_translations_of_one_workspace_are_warned_of_with_the_sum_of_their_epsil
         record = Record(card, prepared.config, names, 6, counts, "folder", None, 0, planned=planned)
         record.write(run.workspace.folder, f"releases/{name}.json")
         said.clear()
-        run._warn_of_epsilons()
+        releases._warn_of_epsilons(run)
         return "".join(said)
 
     assert release("one", "a", 1.5) == ""
