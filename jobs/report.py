@@ -9,8 +9,6 @@ an audit is said to be not measured; no figure is made up for it.
 from __future__ import annotations
 
 import base64
-import hashlib
-import importlib.resources
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,13 +16,11 @@ from dataclasses import dataclass, field, replace
 from itertools import count, groupby
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 import pyarrow as pa
-from markupsafe import Markup
 from numpy.typing import NDArray
 
-from facecrowd.jobs import charts
+from facecrowd.jobs import charts, pages
 from facecrowd.jobs.charts import Chart, Line, Mark, Point, exact, percent, plain
 from facecrowd.jobs.figures import Figure
 from facecrowd.pipeline import perturbation, summary, translation
@@ -183,7 +179,7 @@ def write(report: Mapping[str, Any], figures: Sequence[Figure], extra: Page) -> 
     attacks = [_part(name, *leads[name], figures, keys) for name in ATTACKS]
     use = _part("utility", *UTILITY, figures, keys)
     private = extra.originals is not None
-    context = {
+    values = {
         "private": private,
         "title": ("PRIVATE: " if private else "") + f"Privacy audit: {_method(report)}",
         "method": _method(report),
@@ -213,17 +209,7 @@ def write(report: Mapping[str, Any], figures: Sequence[Figure], extra: Page) -> 
         "extra": extra,
         "open_rows": MOST_ROWS,
     }
-    text = importlib.resources.files("facecrowd.jobs").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
-    assert style is not None
-    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
-    context["rules"] = Markup(
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    return BROKEN.sub("\ufffd", environment.from_string(text).render(context)).lstrip()
+    return BROKEN.sub("\ufffd", pages.page("report.html", values))
 
 
 def _bounded(report: Mapping[str, Any], section: str) -> str:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import yaml
-from markupsafe import Markup
 
-from facecrowd.jobs import charts
+from facecrowd.jobs import charts, pages
 from facecrowd.jobs.figures import SCHEMA
 from facecrowd.jobs.space import Limit, Objective, Sweep, figure_of, limits
 from facecrowd.jobs.trials import DONE, FAILED, REFUSED, STOPPED, UNMET, Trial, replanned
@@ -236,16 +230,9 @@ def _number(value: float | None) -> str:
 
 def page(swept: Swept) -> str:
     """The page: no script, nothing from elsewhere."""
-    asked, files = swept.sweep, importlib.resources.files("facecrowd.jobs")
-    text = files.joinpath("sweep.html").read_text(encoding="utf-8")
-    style = re.search(r"<style>(.*?)</style>", files.joinpath("report.html").read_text(encoding="utf-8"), re.DOTALL)
-    assert style is not None
-    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
-    rules = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    asked = swept.sweep
     order = [*swept.front, *(i for i in range(len(swept.trials)) if i not in swept.front)]
-    context = {
-        "style": Markup(style[1]),
-        "rules": Markup(rules),
+    values = {
         "chart": _chart(swept, "chart-1"),
         "lines": lines(swept)[:-1],
         "goals": asked.goals,
@@ -259,10 +246,7 @@ def page(swept: Swept) -> str:
         "left": max(len(order) - MOST_ROWS, 0),
         "table": asked.table,
     }
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(text).render(context)
+    return pages.page("sweep.html", values)
 
 
 def _span(row: Mapping[str, Any]) -> str:
