@@ -522,12 +522,19 @@ PAPER_BY = ("VGG", "ResNet18", "Face++", "Azure")
 
 
 def paper_row(method: str) -> str | None:
-    """The row of table 2 that a method of ours stands beside: blur, pixelate, mask, and deepblur at sigma 0.5 or 1."""
+    """The row of table 2 that a method of ours stands beside: blur, pixelate, mask, deepblur at sigma 0.5 or 1, and
+    advnoise, where the paper's is Fawkes."""
     words = method.lower()
     if "deepblur" in words:
         sigma = re.search(r"\d+(\.\d+)?", words)
         return {0.5: "DeepBlur 0.5", 1.0: "DeepBlur 1.0"}.get(float(sigma[0])) if sigma else None
-    rows = {"original": "Original", "pixelat": "Pixelation", "blur": "Blurring", "mask": "Masking"}
+    rows = {
+        "original": "Original",
+        "pixelat": "Pixelation",
+        "blur": "Blurring",
+        "mask": "Masking",
+        "advnoise": "AdvNoise",
+    }
     return next((row for stem, row in rows.items() if words.startswith(stem)), None)
 
 

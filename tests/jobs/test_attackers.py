@@ -316,6 +316,9 @@ def test_our_table_has_the_papers_layout_with_the_papers_figures_beside_ours() -
     assert cells["original"][2] == "0.500 (0.421)"
     assert cells["AdvNoise (the paper's)"][1] == "– (0.180)"
     assert "Blurring (the paper's)" not in cells
+    beside = table2({"advnoise 10": figures(0.5)})
+    assert "| advnoise 10 | 0.500 (0.180) |" in beside
+    assert "AdvNoise (the paper's)" not in beside
 
 
 def test_a_head_on_other_embeddings_stands_in_the_same_column_and_is_named() -> None:
