@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from facecrowd.jobs.bench_scale import ORDER, PHOTOS, REAL_WIDTH, SIDE, K
+from facecrowd.pipeline.audit import PROBES
 
 Figures = dict[str, Any]
 
@@ -173,6 +174,8 @@ def _command(figures: Figures) -> str:
 def _images_page(figures: Figures) -> list[str]:
     found, grown, width = list(figures["images"].values()), growth(figures), figures["settings"]["width"]
     largest = found[-1]
+    attacked = PROBES // PHOTOS
+    by_chance = 1.96 * math.sqrt((1 / K) * (1 - 1 / K) / attacked)
     heads = [f"{one['images']:,}" for one in found]
     stages = [["stage", *(f"{head}, CPU s" for head in heads), "wall s", "exponents", ""]]
     for name in grown:
@@ -209,7 +212,8 @@ def _images_page(figures: Figures) -> list[str]:
         f"Wall seconds are of {heads[-1]}. Exponents are between one size and the next: 1 is linear; below 1, what "
         "does not grow (Ray's workers take some 5 CPU seconds a step to start) still counts.",
         _grid(also),
-        "Read and written is what went through system calls, from cache or disk; Python's modules count too.",
+        "Read and written is what went through system calls, from cache or disk; Python's modules count too. Rank 1 is "
+        f"of {attacked:,} people, drawn where there are more: chance alone moves it by ± {by_chance:.3f} (95 %).",
         "**Not linear**, of the stages that take 1 % of the time, between the two largest sizes:" if steep else
         "Every stage that takes 1 % of the time is linear (at most 1.15) between the two largest sizes.",
         *(["\n".join(steep)] if steep else []),
