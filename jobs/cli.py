@@ -21,13 +21,16 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from facecrowd.pipeline import config as configs
 from facecrowd.pipeline.errors import FacecrowdError
 from facecrowd.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from facecrowd.jobs.labelled import Faces
 
 OK, NOT_MET, BAD_INPUT, UNFINISHED = 0, 1, 2, 3
 
@@ -817,6 +820,13 @@ def train_directions(
     _write_json(json_file, {"variance_read": read, "rows": found.rows.tolist(), "flips": flips})
 
 
+def _labelled(data: Path, table: Path | None, cache: Path | None, models: str | None) -> Faces:
+    """The faces of a collection, found and embedded once."""
+    from facecrowd.jobs.labelled import CACHE, faces
+
+    return faces(data, table, cache or CACHE, models, Progress().say)
+
+
 @evaluate_app.command(
     "attributes", epilog="Example: `facecrowd evaluate attributes --data celeba-faces --json figures.json`"
 )
@@ -838,14 +848,13 @@ def evaluate_attributes(
 ) -> None:
     """Accuracy, balanced accuracy, AUC and calibration of the attribute predictors, on people none was trained on."""
     from facecrowd.jobs import evaluate_attributes as evaluation
-    from facecrowd.jobs.labelled import CACHE, faces
 
     say = Progress().say
     chosen, kinds = (
         [n.strip() for n in names.split(",") if n.strip() not in ("", "none")] for names in (predictors, probes)
     )
     wanted = evaluation.detailed(detailed, chosen, kinds)
-    found = faces(data, table, cache or CACHE, models, say)
+    found = _labelled(data, table, cache, models)
     rows = evaluation.evaluate(found, chosen, kinds, models, say)
     evaluation.show(rows, wanted)
     report: dict[str, Any] = {"predictors": rows}
@@ -905,8 +914,6 @@ def evaluate_generator(
 ) -> None:
     """How well the generator shows faces, and how well its surrogates hide people. A killed run goes on."""
     from facecrowd.jobs import evaluate_generator as evaluation
-    from facecrowd.jobs.labelled import CACHE
-    from facecrowd.jobs.labelled import faces as faces_of
     from facecrowd.jobs.renditions import SHIPPED_ENCODER, WORK, Networks
 
     if plot_folder is not None:
@@ -928,9 +935,7 @@ def evaluate_generator(
         work=work or WORK,
     )
     networks = Networks(encoder or SHIPPED_ENCODER, models)
-    found = evaluation.evaluate(
-        networks, faces_of(data, table, cache or CACHE, models, Progress().say), order, Progress().say
-    )
+    found = evaluation.evaluate(networks, _labelled(data, table, cache, models), order, Progress().say)
     evaluation.show(found)
     if plot_folder is not None and "optimisers" in found:
         print(f"plot: {evaluation.plot(found['optimisers'], plot_folder)}")
@@ -966,8 +971,6 @@ def evaluate_translation(
 ) -> None:
     """Does a translated face show what it should, what else changes, and do recognisers match. A killed run goes on."""
     from facecrowd.jobs import evaluate_translation as evaluation
-    from facecrowd.jobs.labelled import CACHE
-    from facecrowd.jobs.labelled import faces as faces_of
     from facecrowd.jobs.renditions import WORK, Networks
 
     order = evaluation.Order(
@@ -982,7 +985,7 @@ def evaluate_translation(
         recognisers=tuple(recognisers.split(",")) if recognisers else evaluation.RECOGNISERS,
         work=work or WORK,
     )
-    faces = faces_of(data, table, cache or CACHE, models, Progress().say)
+    faces = _labelled(data, table, cache, models)
     found = evaluation.evaluate(Networks(folder=models), faces, order, Progress().say)
     evaluation.show(found)
     _write_json(json_file, found)
@@ -1022,8 +1025,6 @@ def evaluate_perturbation(
 
     from facecrowd.jobs import evaluate_generator
     from facecrowd.jobs import evaluate_perturbation as evaluation
-    from facecrowd.jobs.labelled import CACHE
-    from facecrowd.jobs.labelled import faces as faces_of
     from facecrowd.jobs.renditions import WORK, Networks
 
     if plot_folder is not None:
@@ -1045,7 +1046,7 @@ def evaluate_perturbation(
     say = Progress().say
     found = evaluation.evaluate(
         evaluation.Makers(Networks(folder=models), order.work),
-        faces_of(data, None, cache or CACHE, models, say),
+        _labelled(data, None, cache, models),
         order,
         say,
     )
@@ -1079,7 +1080,6 @@ def sheet(
 ) -> None:
     """What each method makes of some people's faces, side by side in one picture."""
     from facecrowd.jobs import sheet as sheets
-    from facecrowd.jobs.labelled import CACHE, faces
     from facecrowd.jobs.renditions import SHIPPED_ENCODER, WORK, Networks
 
     if size not in (128, 256):
@@ -1088,7 +1088,7 @@ def sheet(
     sheets.checked(output, chosen)
     networks = Networks(encoder or SHIPPED_ENCODER, models)
     say = Progress().say
-    found = faces(data, None, cache or CACHE, models, say)
+    found = _labelled(data, None, cache, models)
     picture = sheets.sheet(networks, found, rows, chosen, k, steps, size, tile, work or WORK, say)  # type: ignore[arg-type]
     sheets.write(picture, output)
     print(f"picture: {output}")
