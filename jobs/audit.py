@@ -15,6 +15,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -50,7 +51,7 @@ from facecrowd.pipeline.record import (
 )
 from facecrowd.pipeline.schema import JUDGED, RENDERED, SURROGATES, VERSION
 from facecrowd.pipeline.shown import shown
-from facecrowd.pipeline.storage import Folder, Parts, fingerprint, to_parquet
+from facecrowd.pipeline.storage import Folder, Parts, Workspace, fingerprint, to_parquet
 from facecrowd.pipeline.witnesses import Seen
 from facecrowd.privacy.closeness import t_closeness
 from facecrowd.stages import models
@@ -137,7 +138,14 @@ def audit_release(
     Raises ReleaseError when the folder is no whole release, ConfigError when the workspace did not make it, or what is
     asked for needs one and there is none.
     """
-    release, order = Folder(url), order or Order()
+    with nullcontext() if workspace is None else Workspace(workspace).used():
+        return _audited(url, workspace, progress, order or Order(), catalog)
+
+
+def _audited(
+    url: str, workspace: str | None, progress: Progress, order: Order, catalog: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    release = Folder(url)
     if workspace is None and (order.originals or order.depth in ("full", "paper")):
         asked = "--with-originals" if order.originals else f"--depth {order.depth}"
         raise ConfigError(f"{asked} needs the originals; give the --workspace that made the release")
@@ -169,7 +177,13 @@ def audit_snapshot(
 
     Raises ConfigError for a snapshot that there is not.
     """
-    order = order or Order()
+    with Workspace(workspace).used():
+        return _snapshot(workspace, snapshot, progress, order or Order(), catalog)
+
+
+def _snapshot(
+    workspace: str, snapshot: int, progress: Progress, order: Order, catalog: str | None
+) -> tuple[dict[str, Any], list[str]]:
     evidence = Evidence(None, workspace, snapshot, catalog)
     images = {row["name"]: row for row in evidence.links}
     report, _, _ = _again(evidence, len(images), progress)

@@ -55,12 +55,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """y : (n,) over x : (n,), in rising order; NaN where there is none. twin : another side of the line before it."""
+    """y : (n,) over x : (n,), in rising order; NaN where there is none. twin : another side of the line before it
+    ring : no line, but a mark around each of its points, above all lines"""
 
     label: str
     x: NDArray[Any]
     y: NDArray[Any]
     twin: bool = False
+    ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,19 +201,23 @@ def lines(
     limit: tuple[str, float] | None = None,
     rates: bool = True,
     twins: str = "",
+    most: int = MOST_LINES,
 ) -> Chart:
-    """Lines over one axis, of which at most ``MOST_LINES`` are drawn with their twins, the first.
+    """Lines over one axis, of which at most ``most`` are drawn with their twins, the first.
 
     limit : a level with its name; twins : what twins are, which are drawn lightly in the form of the line before them
     """
     word = percent if rates else plain
+    rings = [line for line in drawn if line.ring]
+    drawn = [line for line in drawn if not line.ring]
     series = np.cumsum([not line.twin for line in drawn]) - 1
-    some = [(line, int(at)) for line, at in zip(drawn, series, strict=True) if at < MOST_LINES]
-    across = np.concatenate([line.x for line, _ in some]).astype(float)
-    up = np.concatenate([line.y for line, _ in some]).astype(float)
+    some = [(line, int(at)) for line, at in zip(drawn, series, strict=True) if at < most]
+    across = np.concatenate([line.x for line in (*(line for line, _ in some), *rings)]).astype(float)
+    up = np.concatenate([line.y for line in (*(line for line, _ in some), *rings)]).astype(float)
     levels = [float(v) for v in up[np.isfinite(up)]] + ([limit[1]] if limit else [])
     top = _upper(levels, rates)
-    told = [(line.label, FORMS[at], f"s{at + 1} d{at + 1}", f"s{at + 1}") for line, at in some if not line.twin]
+    told = [(line.label, _form_of(at), f"{_colour(at)} {_dash(at)}", _colour(at)) for line, at in some if not line.twin]
+    told += [(line.label, "ring", "", "") for line in rings]
     told += [(f"light: {twins}", "", "s6 light", "")] if twins and any(line.twin for line, _ in some) else []
     told += [(f"{limit[0]}: {word(limit[1])}", "", "limit", "")] if limit else []
     head = 16 * len(told) + 28
@@ -223,7 +229,7 @@ def lines(
     for i, (label, form, stroke, dot) in enumerate(told):
         y = 16 * i + 8
         kind = stroke if stroke == "limit" else f"line {stroke}"
-        parts.append(_tag("line", x1=LEFT, x2=LEFT + 26, y1=y, y2=y, class_=kind))
+        parts += [_tag("line", x1=LEFT, x2=LEFT + 26, y1=y, y2=y, class_=kind)] if stroke else []
         parts += [_form(form, LEFT + 13, y, dot)] if form else []
         parts.append(_text(LEFT + 34, y + 4, _fit(label, RIGHT - LEFT - 34), "label"))
     ends = [float(across.min()), float(across.max())]
@@ -236,11 +242,14 @@ def lines(
         seen = np.isfinite(line.y.astype(float))
         at = [(sx(float(a)), sy(float(b))) for a, b in zip(line.x[seen], line.y[seen], strict=True)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
-        stroke = f"line s{number + 1} {'light' if line.twin else f'd{number + 1}'}"
+        stroke = f"line {_colour(number)} {'light' if line.twin else _dash(number)}"
         inside = [Markup("<title>{}</title>").format(line.label), _tag("polyline", points=path, class_=stroke)]
         marked = sorted({round(j) for j in np.linspace(0, len(at) - 1, min(6, len(at)))})
-        inside += [_form(FORMS[number], at[j][0], at[j][1], f"s{number + 1}") for j in marked if not line.twin]
+        inside += [_form(_form_of(number), at[j][0], at[j][1], _colour(number)) for j in marked if not line.twin]
         parts.append(_group(inside, "mark"))
+    for line in rings:
+        around = [_form("ring", sx(float(a)), sy(float(b)), "") for a, b in zip(line.x, line.y, strict=True)]
+        parts.append(_group([Markup("<title>{}</title>").format(line.label), *around], "mark"))
     steps = np.unique(across)
     steps = steps[np.unique(np.round(np.linspace(0, len(steps) - 1, min(MOST_STEPS, len(steps)))).astype(int))]
     rows = []
@@ -401,8 +410,23 @@ def _grid_y(scale: _Scale, left: float, right: float, word: Any, whole: bool = F
     return Markup("").join(out)
 
 
+def _colour(series: int) -> str:
+    return f"s{series % len(FORMS) + 1}"
+
+
+def _dash(series: int) -> str:
+    return f"d{(series + series // len(FORMS)) % len(FORMS) + 1}"
+
+
+def _form_of(series: int) -> str:
+    """Where colours come around again, forms and dashes are others."""
+    return FORMS[(series + series // len(FORMS)) % len(FORMS)]
+
+
 def _form(form: str, x: float, y: float, series: str) -> Markup:
     """A mark around (x, y), about 10 units wide."""
+    if form == "ring":
+        return _tag("circle", cx=x, cy=y, r=8, class_="ring")
     if form == "circle":
         return _tag("circle", cx=x, cy=y, r=4.5, class_=f"dot {series}")
     if form == "square":

@@ -21,6 +21,22 @@ attributes. inference: attributes of the originals from released pixels. members
 utility: what the release is still good for."""
 
 
+NAMES: dict[str, tuple[str, ...]] = {
+    "identity": ("rank1", "rank5", "tar", "p-value"),
+    "trained": ("top1", "top5", "top1 per face", "top5 per face", "people left out"),
+    "linkage": ("auc", "eer", "tar"),
+    "table": ("singling_out", "linkability", "inference"),
+    "inference": ("accuracy", "balanced_accuracy", "auc"),
+    "membership": ("auc", "tpr"),
+    "utility": (
+        *("psnr", "ssim", "ms_ssim", "lpips", "fid", "kid", "detected", "landmark_distance", "pose_difference"),
+        *("pose_correlation", "agreement", "shown", "downstream_accuracy", "downstream_balanced_accuracy"),
+        *("downstream_auc", "downstream_loss"),
+    ),
+}
+"""What an audit measures, by section."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure.

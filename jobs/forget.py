@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from facecrowd.pipeline.errors import ConfigError, StoreError, WorkspaceError
-from facecrowd.pipeline.storage import NAMESPACE, Folder, Workspace
+from facecrowd.pipeline.storage import NAMESPACE, USERS, Folder, Workspace
 
 KEY, LOCK, MARK, TABLES, ICEBERG, CATALOG = "run.key", "lock", "forgetting", "tables", "iceberg", "catalog.db"
 
 OURS = frozenset(
-    {KEY, LOCK, MARK, TABLES, ICEBERG, CATALOG, "warehouse", "releases", "perturbations", "audits"}
+    {KEY, LOCK, USERS, MARK, TABLES, ICEBERG, CATALOG, "warehouse", "releases", "perturbations", "audits"}
     | {f"{CATALOG}-{end}" for end in ("journal", "wal", "shm")}
 )
 """What facecrowd puts at the top of a workspace. Anything else is somebody's, and stops the forgetting."""
@@ -211,20 +211,24 @@ def _versioned(folder: Folder) -> bool | None:
 
 @contextmanager
 def _held(root: Path) -> Iterator[None]:
-    """The lock that a running job holds. Unlike a job's, this neither makes a folder nor follows a link."""
+    """The locks that a running job, and all that read the workspace, hold. This makes no folder and follows no link."""
+    handles: list[int] = []
     try:
-        handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise WorkspaceError(f"workspace {root}: its lock cannot be opened: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise WorkspaceError(f"workspace {root}: a job is using it; nothing was destroyed, stop it first") from None
-    try:
+        for name in (LOCK, USERS):
+            try:
+                handles.append(os.open(root / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                raise WorkspaceError(f"workspace {root}: its lock cannot be opened: {error.strerror}") from None
+            try:
+                fcntl.flock(handles[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise WorkspaceError(
+                    f"workspace {root}: a job is using it; nothing was destroyed, stop it first"
+                ) from None
         yield
     finally:
-        os.close(handle)
+        for handle in handles:
+            os.close(handle)
 
 
 def _destroy(workspace: Workspace, held: Holdings) -> list[str]:

@@ -160,12 +160,16 @@ def markdown(figures: Figures) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+NONE = "''"
+"""An empty list, as a shell takes it."""
+
+
 def _command(figures: Figures) -> str:
     given = figures["settings"]
     images, rows = (",".join(figures[name]) for name in ("images", "rows"))
     stream = max(map(int, figures["stream"]), default=0)
     return (
-        f"facecrowd bench scale --images {images} --rows {rows} --stream {stream} \\\n"
+        f"facecrowd bench scale --images {images or NONE} --rows {rows or NONE} --stream {stream} \\\n"
         f"  --micro-batch {given['micro_batch']} --width {given['width']} --store {given['store'] >> 20} "
         "--json scale.json --markdown infra/SCALE.md"
     )

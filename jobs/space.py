@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from facecrowd.jobs.compare import METHODS
-from facecrowd.jobs.figures import Section
+from facecrowd.jobs.figures import NAMES, Section
 from facecrowd.pipeline import config as configs
 from facecrowd.pipeline.config import ReleaseConfig
 from facecrowd.pipeline.errors import ConfigError
@@ -188,6 +188,8 @@ class Selector:
             )
         if parts[0] == "plan" and (parts[1] not in PLAN_FIGURES or len(parts) > 2):
             raise ConfigError(f"objective {text!r}: a plan has {', '.join(PLAN_FIGURES)}")
+        if parts[0] != "plan" and parts[1] not in NAMES[parts[0]]:
+            raise ConfigError(f"objective {text!r}: {parts[0]} has {', '.join(NAMES[parts[0]])}")
         try:
             level = float(at) if sign else None
         except ValueError:
@@ -316,6 +318,8 @@ class Sweep(_Keys):
 
     @model_validator(mode="after")
     def fits_together(self) -> Sweep:
+        if "://" in self.output:
+            raise ValueError("output: a sweep keeps its files on this machine; give a local folder")
         if not self.objectives:
             raise ValueError("objectives: name at least one, such as rank1: {min: identity.rank1.sface.originals}")
         for name, one in self.objectives.items():

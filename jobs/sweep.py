@@ -26,11 +26,13 @@ of many trials is better by luck than it will be again.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,9 +55,10 @@ from facecrowd.jobs.trials import (
     trial_of,
 )
 from facecrowd.pipeline.config import ReleaseConfig
+from facecrowd.pipeline.errors import WorkspaceError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.schema import VERSION
-from facecrowd.pipeline.storage import fingerprint
+from facecrowd.pipeline.storage import Workspace, fingerprint
 
 TRIAL_CPUS = 0.01
 """Of a whole trial: it waits for Ray Data, which takes ``ray_data.CPU_HEADROOM`` of all CPUs."""
@@ -68,14 +71,26 @@ def sweep(asked: Sweep, progress: Progress) -> Swept:
     """
     start = time.monotonic()
     job = prepared(asked)
-    found = searched(job, progress)
-    swept = Swept(asked, found, pareto(found, asked.goals))
-    at = pick(swept)
-    if at is not None:
-        swept = replace(swept, picked=at, again=held_out(job, found[at], progress))
-    swept = replace(swept, seconds=time.monotonic() - start)
-    write(swept)
+    with _alone(asked.folder), Workspace(asked.workspace_path).used(make=not asked.table):
+        found = searched(job, progress)
+        swept = Swept(asked, found, pareto(found, asked.goals))
+        at = pick(swept)
+        if at is not None:
+            swept = replace(swept, picked=at, again=held_out(job, found[at], progress))
+        swept = replace(swept, seconds=time.monotonic() - start)
+        write(swept)
     return swept
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder for one sweep. Raises WorkspaceError."""
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WorkspaceError(f"output {folder}: another sweep is using it; wait for it or stop it") from None
+        yield
 
 
 def searched(job: Job, progress: Progress) -> tuple[Trial, ...]:
@@ -140,7 +155,8 @@ def _tune(job: Job, progress: Progress) -> list[Trial]:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     with ray_data.session(job.compute.address, job.compute.cpus):
-        tuner = _tuner(job, tune, marker.with_suffix(""), progress)
+        # Ray takes a relative path for a URL without a scheme.
+        tuner = _tuner(job, tune, marker.with_suffix("").resolve(), progress)
         grid = tuner.fit()
     known = job.log.read()
     points_of = asked.points()
@@ -193,7 +209,7 @@ def _tuner(job: Job, tune: Any, place: Path, progress: Progress) -> Any:
     if points is None:
         settings |= {"search_alg": _search(asked), "num_samples": asked.samples}
     run = tune.RunConfig(
-        name=place.name, storage_path=str(place.parent.resolve()), verbose=0, callbacks=[_say(tune, asked, progress)]
+        name=place.name, storage_path=str(place.parent), verbose=0, callbacks=[_say(tune, job, progress)]
     )
     space = {} if points is None else {"point": tune.grid_search(list(range(len(points))))}
     return tune.Tuner(runnable, param_space=space, tune_config=tune.TuneConfig(**settings), run_config=run)
@@ -218,19 +234,28 @@ def _suggest(asked: Sweep, trial: Any) -> None:
     asked.suggested(trial)
 
 
-def _say(tune: Any, asked: Sweep, progress: Progress) -> Any:
+def _say(tune: Any, job: Job, progress: Progress) -> Any:
+    asked, points = job.sweep, job.sweep.points()
+    known = {key for key, _ in job.log.read()}
+    before = len(known) if points is None else sum(job.key(point) in known for point in points)
+    count = asked.samples if points is None else len(points)
+
     class Say(tune.Callback):
-        made = 0
+        made = before
+
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            Progress(quiet).say(f"sweep: trial {min(self.made + 1, count)} of {count} begins")
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.made += 1
             told = trial.last_result or {}
             figures = [f"{name} {told[name]:.4g}" for name in names if told.get(name) is not None]
-            Progress(quiet).say(f"sweep: {', '.join([f'trial {self.made}', str(told.get('status')), *figures])}")
+            said = [f"trial {self.made} of {count}", str(told.get("status")), *figures]
+            Progress(quiet).say(f"sweep: {', '.join(said)}")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.made += 1
-            Progress(quiet).say(f"sweep: trial {self.made}, failed")
+            Progress(quiet).say(f"sweep: trial {self.made} of {count}, failed")
 
     quiet, names = progress.quiet, list(asked.objectives)
     return Say()

@@ -44,6 +44,17 @@ class Swept:
         return not self.sweep.pick or self.picked is not None
 
     @property
+    def broken(self) -> tuple[str, ...]:
+        """Limits that do not hold on people, or by recognisers, that the search never saw, in words."""
+        out = []
+        for limit in limits(self.sweep) if self.sweep.pick else ():
+            for row in self.again:
+                there, value = row["people"] != "search" or row["unseen"], row["value"]
+                if there and row["objective"] == limit.name and value is not None and not limit.holds(value):
+                    out.append(f"{limit.text} does not hold on people {row['people']}, {row['by']}: {value:.4g}")
+        return tuple(out)
+
+    @property
     def failed(self) -> int:
         """Trials that could not finish."""
         return sum(trial.status == FAILED for trial in self.trials)
@@ -191,6 +202,7 @@ def lines(swept: Swept) -> list[str]:
         if row["people"] == "search" and not row["unseen"]:
             continue
         out.append(f"  {row['objective']}, people {row['people']}, {row['by']}: {_number(row['value'])}")
+    out += [f"BUT {broken}" for broken in swept.broken]
     return [*out, f"config: {asked.folder / 'picked.yaml'}", f"page: {asked.folder / 'sweep.html'}"]
 
 
@@ -237,6 +249,7 @@ def page(swept: Swept) -> str:
         "lines": lines(swept)[:-1],
         "goals": asked.goals,
         "met": None if not asked.pick else swept.picked is not None,
+        "broken": swept.broken,
         "pick": asked.pick,
         "again": [
             {**row, "value": _number(row["value"]), "span": _span(row), "chance": _number(row["chance"])}
@@ -270,10 +283,6 @@ def _chart(swept: Swept, key: str) -> charts.Chart | None:
     """Privacy against use: of each method the trials that no other of it beats, as a line; the picked one marked."""
     privacy, utility = swept.sweep.axes
     drawn: list[charts.Line] = []
-    if swept.picked is not None:
-        trial = swept.trials[swept.picked]
-        x, y = (np.array([trial.value(goal)], float) for goal in (utility, privacy))
-        drawn.append(charts.Line(f"picked: {named(trial)}", x, y))
     for method in dict.fromkeys(trial.point.method for trial in swept.trials):
         own = [trial for trial in swept.trials if trial.point.method == method]
         best = pareto(own, (privacy, utility))
@@ -283,13 +292,19 @@ def _chart(swept: Swept, key: str) -> charts.Chart | None:
             drawn.append(charts.Line(method, x, y))
     if not drawn:
         return None
+    if swept.picked is not None:
+        trial = swept.trials[swept.picked]
+        x, y = (np.array([trial.value(goal)], float) for goal in (utility, privacy))
+        drawn.append(charts.Line(f"picked, of {trial.point.method}", x, y, ring=True))
     shares = all(0 <= v <= 1 for line in drawn for v in line.y)
     axes = (_axis(utility), _axis(privacy))
     finding = (
         f"{len(swept.front)} of {len(swept.trials)} trials are on the Pareto front. A line joins the trials of a "
         "method that no other of it beats."
     )
-    return charts.lines(key, "Privacy against use, a line for each method", finding, drawn, axes, rates=shares)
+    return charts.lines(
+        key, "Privacy against use, a line for each method", finding, drawn, axes, rates=shares, most=len(drawn)
+    )
 
 
 def _axis(goal: Objective) -> str:

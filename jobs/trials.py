@@ -445,8 +445,12 @@ def _looked_at(sweep: Sweep, config: ReleaseConfig) -> tuple[str, str]:
 
     ready, hidden = releases.prepare(config), set(sweep.held_out.recognisers)
     named = [goal for goal in sweep.goals if goal.selector.section in ATTACKED and goal.selector.by]
-    for name in sorted(hidden | {goal.selector.by for goal in named}):
-        models.resolve(name, "recognition", folder=config.detect.models)
+    asked = {goal.selector.by: f"objectives.{goal.name}" for goal in named}
+    for name, key in sorted({**asked, **dict.fromkeys(hidden, "held_out.recognisers")}.items()):
+        try:
+            models.resolve(name, "recognition", folder=config.detect.models)
+        except models.ModelError as error:
+            raise ConfigError(f"{key}: {error}") from None
     used = {
         **dict.fromkeys(config.perturb.surrogates, "perturb.surrogates uses it"),
         **({ready.verifier: "verification asks it (set verify.recogniser)"} if ready.verifier else {}),

@@ -31,6 +31,8 @@ from facecrowd.stages.stage import Batch, Stage, rows
 
 NO_PROGRESS_TIMEOUT_S = 600
 CONNECT_TIMEOUT_S = 15
+START_TIMEOUT_S = 300
+"""Until Ray's own processes are up: on a machine that others use, its default of 60 s is too short."""
 STORE_EVERY_S = 5.0
 """How often a running step asks what the object store holds."""
 CPU_HEADROOM = 0.95
@@ -66,6 +68,7 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_TIMEOUT_S))
     import ray
 
     started = not ray.is_initialized()
@@ -287,9 +290,17 @@ def run(step: Step, parts: Sequence[int], progress: Progress) -> None:
                 used.look(int(batch["peak"][0]))
     except Exception as error:
         cause = root_cause(error)
-        what = (str(cause).strip().splitlines() or ["no message"])[0]
-        raise UnfinishedError(f"{step.name}: {type(cause).__name__}: {what}; start it again to go on") from error
+        raise UnfinishedError(
+            f"{step.name}: {type(cause).__name__}: {_said(cause)}; start it again to go on"
+        ) from error
     progress.say(used.line(step.name))
+
+
+def _said(error: BaseException) -> str:
+    """The first line of what was raised. Ray makes errors anew with words of its own, in a file error as the name."""
+    if isinstance(error, OSError) and error.strerror and "UDF" in str(error.filename):
+        return error.strerror
+    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 def root_cause(error: BaseException) -> BaseException:

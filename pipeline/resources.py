@@ -78,6 +78,8 @@ ATTACKS = 3
 """Galleries that the recorded audit attacks with."""
 BUSY = 0.85
 """Share of their time that workers compute, below which they are said to wait."""
+CLOSE = 0.05
+"""Share of the time below which an interval would only look sure."""
 SHOWN = 0.05
 """Share of a step from which one of its stages is shown."""
 HELD_EACH = 2_000
@@ -750,10 +752,16 @@ def lines(forecast: Forecast) -> list[str]:
     return [
         f"foretold for {f.photos} photos from a sample of {f.sampled_photos}{who}; nothing was published",
         *table,
-        f"time: {span(f.seconds)} ({span(f.low)} to {span(f.high)} by the spread of the sample)",
+        f"time: {span(f.seconds)} ({_between(f)})",
         *(f"note: {note}" for note in f.notes),
         f"bottleneck: {f.verdict()}",
     ]
+
+
+def _between(f: Forecast) -> str:
+    if f.high - f.low < CLOSE * f.seconds:
+        return f"the photos' own differences move it by less than {CLOSE:.0%}, what else the machine does by more"
+    return f"{span(f.low)} to {span(f.high)} by the spread of the sample"
 
 
 def span(seconds: float) -> str:

@@ -37,6 +37,20 @@ ROW_GROUP = 16
 NAMESPACE = "facecrowd"
 
 
+def without_password(url: str) -> None:
+    """Refuse a URL that carries a password: it would stand in manifests, records, logs and saved configs.
+
+    Raises ConfigError, which does not repeat it.
+    """
+    scheme, sign, rest = url.partition("://")
+    user, at, place = rest.partition("/")[0].rpartition("@")
+    if sign and at and ":" in user:
+        raise ConfigError(
+            f"{scheme}://…@{place}: a password in a URL would be kept with the data; give it through the environment "
+            "(AWS_…, or what fsspec reads for this store)"
+        )
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder on any fsspec filesystem; the credentials come from the environment, never from a config."""
@@ -54,6 +68,7 @@ class Folder:
     def _split(self) -> tuple[fsspec.AbstractFileSystem, str]:
         if "::" in self.url:
             raise ConfigError(f"{self.url}: '::' joins URLs, and only the first would be meant; rename the folder")
+        without_password(self.url)
         try:
             # Workers write what the driver reads, so a listing remembered from before hides files that are there.
             fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -245,6 +260,9 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind)
 
 
+USERS = "users"
+"""The file that whoever reads a workspace holds."""
+
 READ_TRIES = 4
 READ_WAIT_S = 0.5
 """Before a catalog is asked again; twice as long each time."""
@@ -274,6 +292,11 @@ class Workspace:
             raise ConfigError(
                 f"workspace {self.url}: SQLite cannot live on an object store; name a PyIceberg catalog with "
                 "workspace.catalog (configured in ~/.pyiceberg.yaml or PYICEBERG_CATALOG__NAME__URI)"
+            )
+        if self.catalog_name and "://" in self.catalog_name:
+            raise ConfigError(
+                "workspace.catalog is a URL, and must be the name of a PyIceberg catalog; its URL goes into "
+                "~/.pyiceberg.yaml or PYICEBERG_CATALOG__NAME__URI"
             )
         if self.catalog_name and Config().get_catalog_config(self.catalog_name) is None:
             raise ConfigError(
@@ -318,6 +341,24 @@ class Workspace:
                 raise WorkspaceError(f"workspace {self.url}: another job is using it; wait for it or stop it") from None
             for leftover in (self.folder.local / "tables").rglob("*.tmp"):  # half-written parts of a killed job
                 leftover.unlink(missing_ok=True)
+            yield
+
+    @contextmanager
+    def used(self, make: bool = False) -> Iterator[None]:
+        """Keep the workspace from being destroyed (``forget``). Many may use it at once, beside the job that holds it.
+
+        make : the folder, where it is not there yet. Raises WorkspaceError where it is being destroyed.
+        """
+        if make and self.folder.local is not None:
+            self.folder.local.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.folder.local is None or not self.folder.local.is_dir() or not os.access(self.folder.local, os.W_OK):
+            yield
+            return
+        with open(self.folder.local / USERS, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                raise WorkspaceError(f"workspace {self.url}: it is being destroyed") from None
             yield
 
     def parts(self, manifest: Manifest, run: str) -> Parts:

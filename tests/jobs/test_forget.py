@@ -183,6 +183,16 @@ def test_a_workspace_that_a_job_holds_is_not_touched(work: Path, tree: Tree) -> 
     assert forget(str(work), yes=True)[0]["met"]
 
 
+def test_a_workspace_that_an_audit_or_a_sweep_reads_is_not_touched(work: Path) -> None:
+    with Workspace(str(work)).used(), Workspace(str(work)).used():
+        with pytest.raises(WorkspaceError, match="a job is using it; nothing was destroyed"):
+            forget(str(work), yes=True)
+        assert (work / "run.key").exists()
+        with Workspace(str(work)).locked():  # which keeps no release from being made
+            pass
+    assert forget(str(work), yes=True)[0]["met"]
+
+
 # ------------------------------------------------------------------------------------------------------------- links
 
 

@@ -13,7 +13,15 @@ import pytest
 from facecrowd.jobs.pages import page
 
 EMPTY: dict[str, Any] = {
-    "chart": None, "lines": [], "goals": [], "met": None, "pick": "", "again": [], "rows": [], "left": 0,
+    "chart": None,
+    "lines": [],
+    "goals": [],
+    "met": None,
+    "broken": (),
+    "pick": "",
+    "again": [],
+    "rows": [],
+    "left": 0,
     "table": False,
 }
 

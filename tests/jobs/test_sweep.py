@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from facecrowd.jobs.space import Limit, Objective, Point, Selector, Sweep, load
 from facecrowd.jobs.swept import Swept, lines, page, pareto, pick, released_as, to_table, write
 from facecrowd.jobs.trials import DONE, FULL, REFUSED, STOPPED, UNMET, Job, Log, Trial, among, share_of, split
 from facecrowd.pipeline import config as configs
-from facecrowd.pipeline.errors import ConfigError, NotMetError, PolicyError, UnfinishedError
+from facecrowd.pipeline.errors import ConfigError, NotMetError, PolicyError, UnfinishedError, WorkspaceError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
 
@@ -149,6 +150,7 @@ def test_a_trial_that_optuna_suggests_is_recovered_from_what_tune_hands_on(tmp_p
         ({"table": True}, "give release, and no base"),
         ({"base": {}}, "give base"),
         ({"samples": 0}, "samples"),
+        ({"output": "s3://bucket/sweep"}, "output: a sweep keeps its files on this machine"),
     ],
 )
 def test_a_wrong_sweep_is_one_sentence_that_names_the_key(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -173,6 +175,7 @@ def test_a_wrong_sweep_is_one_sentence_that_names_the_key(tmp_path: Path, change
         ({"methods": {"magic": {}}}, "methods: magic is none of blur"),
         ({"objectives": {"a": {"min": "identty.rank1"}}}, "is not like identity.rank1.sface.originals"),
         ({"objectives": {"a": {"min": "plan.beauty"}}}, "a plan has classes"),
+        ({"objectives": {"a": {"min": "utility.fidd"}}}, "utility has psnr, ssim, ms_ssim, lpips, fid"),
         ({"objectives": {"a": {"min": "identity.tar.sface.originals@x"}}}, "'x' behind @ is no number"),
         ({"pick": "fid<=2"}, "none of the objectives rank1, psnr"),
         ({"pick": "rank1"}, "is not like 'rank1<=0.02'"),
@@ -418,11 +421,43 @@ def test_the_page_has_no_script_and_nothing_from_elsewhere_and_marks_the_pick(tm
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert "http" not in text.replace('http-equiv="Content-Security-Policy"', "")
-    assert "picked: blur, method.sigma = 2" in text
-    assert text.count("<polyline") == 3  # the pick, and a line per method
+    assert "picked (rank1&lt;=0.3): blur, method.sigma = 2" in text
+    assert text.count("<polyline") == 2  # a line per method
+    # Above all that is drawn, and around it: no line hides which one was picked.
+    assert text.rindex('class="ring"') > text.rindex("<polyline")
     assert "0.31" in text
     assert "[0.2, 0.4]" in text
     assert "{{" not in text
+
+
+def test_every_method_has_a_line_of_its_own_look(tmp_path: Path) -> None:
+    names = [f"method {at}" for at in range(9)]
+    found = tuple(trial(0.1 + at / 100, 10 + at, at, method=name) for at, name in enumerate(names))
+    sweep = asked(tmp_path, pick="rank1<=0.3")
+    text = page(Swept(sweep, found, pareto(found, sweep.goals), picked=8))
+    looks = re.findall(r'<polyline[^>]*class="([^"]*)"', text)
+    assert len(looks) == len(set(looks)) == len(names)
+
+
+def test_a_pick_that_does_not_hold_where_the_search_did_not_look_is_said_not_to(tmp_path: Path) -> None:
+    sweep, found = asked(tmp_path, pick="rank1<=0.3"), (trial(0.2, 20),)
+    row = {"objective": "rank1", "by": "edgeface-s", "low": 0.2, "high": 0.5, "chance": 0.1, "subjects": 12}
+    inside = {**row, "people": "search", "unseen": False, "value": 0.31}
+    good, bad = ({**row, "people": "held out", "unseen": True, "value": value} for value in (0.29, 0.31))
+    for again, broken in (((inside, good), False), ((inside, bad), True)):
+        swept = Swept(sweep, found, (0,), picked=0, again=again)
+        told = "rank1<=0.3 does not hold on people held out, edgeface-s: 0.31"
+        assert (f"BUT {told}" in lines(swept)) == broken
+        assert ("does not hold everywhere" in page(swept)) == broken
+
+
+def test_a_folder_of_a_sweep_is_for_one_sweep_at_a_time(tmp_path: Path) -> None:
+    with (
+        sweeps._alone(tmp_path),
+        pytest.raises(WorkspaceError, match="another sweep is using it"),
+        sweeps._alone(tmp_path),
+    ):
+        pass
 
 
 def test_the_page_of_a_sweep_without_a_figure_says_so(tmp_path: Path) -> None:
@@ -576,6 +611,14 @@ def test_tune_runs_trials_of_which_one_fails_and_another_start_tries_that_one_al
     assert first[1].why == "a worker died"
     sweeps.searched(job(sweep, stub(str(tmp_path))), QUIET)
     assert (tmp_path / "made").read_text().split("\n")[:-1] == ["2 1.0", "8 1.0"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_keeps_its_files_in_a_folder_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = asked(Path("sweeps/first"), methods={"blur": {"method.sigma": {"grid": [2]}}})
+    assert [t.status for t in sweeps.searched(job(sweep, stub(str(tmp_path))), QUIET)] == [DONE]
+    assert (tmp_path / "sweeps" / "first" / "tune").is_dir()
 
 
 @pytest.mark.slow

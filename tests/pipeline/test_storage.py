@@ -12,7 +12,7 @@ import pytest
 
 from facecrowd.pipeline.errors import ConfigError, StoreError, WorkspaceError
 from facecrowd.pipeline.schema import MEMBERS, PHOTOS, SURROGATES, Manifest
-from facecrowd.pipeline.storage import NAMESPACE, ROW_GROUP, Folder, Parts, Workspace, fingerprint
+from facecrowd.pipeline.storage import NAMESPACE, ROW_GROUP, Folder, Parts, Workspace, fingerprint, without_password
 
 
 def members(count: int, start: int = 0) -> dict[str, Any]:
@@ -79,6 +79,20 @@ def test_a_full_disk_is_told_by_the_file_that_found_no_room(tmp_path: Path, monk
 def test_joined_urls_are_refused_for_another_folder_would_be_meant() -> None:
     with pytest.raises(ConfigError, match="joins URLs"):
         Folder("out::release").exists()
+
+
+@pytest.mark.parametrize("url", ["https://bob:S3CRET@host/photos", "s3://KEY:S3CRET@bucket/x", "nope://a:S3CRET@b"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    for asked in (lambda: Folder(url).exists(), lambda: Workspace("work", url).check()):
+        with pytest.raises(ConfigError, match=r"environment|PYICEBERG_CATALOG") as told:
+            asked()
+        assert "S3CRET" not in str(told.value)
+
+
+def test_a_user_in_a_url_is_no_password() -> None:
+    without_password("abfs://container@account.dfs.core.windows.net/photos")
+    without_password("ssh://bob@host/photos")
+    without_password("photos/a:b@c/d")
 
 
 def test_a_url_that_nothing_serves_is_named() -> None:
