@@ -5,6 +5,7 @@ The face is searched once, and cut once; every recogniser then embeds the same c
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ from facecrowd.stages.decode import Undecodable, decode
 from facecrowd.stages.detect import Detector
 from facecrowd.stages.embed import vectors
 from facecrowd.stages.stage import Batch, Resources, Stage, live
+
+REMEMBERED = 1024
+"""Files whose embeddings a worker remembers: of a release that shows one face for a class, most are alike."""
+
+_Looked = tuple[float, np.ndarray, dict[str, np.ndarray]]
+"""Score, landmarks and embeddings."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Witness(Stage):
         self.resources = resources or Resources()
         self._recognisers: dict[str, Any] = {}
         self._detector: Detector | None = None
+        self._known: dict[bytes, _Looked] = {}
 
     def setup(self) -> None:
         import torch
@@ -106,15 +114,29 @@ class Witness(Stage):
         embeddings: list[dict[str, np.ndarray] | None] = [None] * len(status)
         for i in live({"status": status}):
             try:
-                cell = batch[self.column][i]
-                found = find(self._detector, decode(cell) if isinstance(cell, bytes) else cell)
-                scores[i] = found.score
-                if found.score:
-                    landmarks[i] = found.landmarks.reshape(10)
-                embeddings[i] = {name: vectors(one, [found.chip])[0] for name, one in self._recognisers.items()}
+                scores[i], points, embeddings[i] = self._seen(batch[self.column][i])
+                if scores[i]:
+                    landmarks[i] = points
             except Undecodable as error:
                 status[i], reason[i] = "unreadable", error.reason
             except Exception as error:
                 status[i], reason[i] = "failed", explain(self.name, error)
         seen = {"detected": scores >= self.threshold, "detection_score": scores, "landmarks": landmarks}
         return {**batch, **seen, "embeddings": embeddings, "status": status, "reason": reason}
+
+    def _seen(self, cell: bytes | np.ndarray) -> _Looked:
+        """What is seen in a picture; in a file that this worker looked at lately, what was seen then."""
+        if not isinstance(cell, bytes):
+            return self._look(cell)
+        key = hashlib.sha256(cell).digest()
+        if key not in self._known:
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[key] = self._look(decode(cell))
+        return self._known[key]
+
+    def _look(self, crop: np.ndarray) -> _Looked:
+        assert self._detector is not None
+        found = find(self._detector, crop)
+        vector = {name: vectors(one, [found.chip])[0] for name, one in self._recognisers.items()}
+        return found.score, found.landmarks.reshape(10), vector
