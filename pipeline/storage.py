@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -511,8 +511,10 @@ def _without(text: str, properties: Mapping[str, Any]) -> str:
     """The text without the credentials among the properties of a catalog, and without those of any URL in it."""
     known = {str(value) for name, value in properties.items() if name not in ("type", "uri", "warehouse")}
     known |= {part for value in known for part in value.split(":")}
-    if password := urlsplit(str(properties.get("uri", ""))).password:
-        known |= {password, unquote(password)}
+    uri = urlsplit(str(properties.get("uri", "")))
+    if uri.password:
+        known |= {uri.password, unquote(uri.password)}
+    known |= {value for _, value in parse_qsl(uri.query)}
     for secret in sorted((one for one in known if len(one) > 3), key=len, reverse=True):
         text = text.replace(secret, "…")
     return re.sub(r"://[^/\s@]*@", "://…@", text)

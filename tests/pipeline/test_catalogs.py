@@ -454,8 +454,9 @@ def test_a_commit_is_sent_once_whatever_the_catalog_answers(
     assert rows(workspace) == {RUN: 6}
 
 
-def test_a_catalog_that_is_away_is_named(configured: Catalogs, tmp_path: Path) -> None:
-    uri = f"http://loopback:{SECRET}@127.0.0.1:{unused()}"
+@pytest.mark.parametrize("url", ["http://loopback:{}@127.0.0.1:{}", "http://127.0.0.1:{1}/?token={0}"])
+def test_a_catalog_that_is_away_is_named(configured: Catalogs, tmp_path: Path, url: str) -> None:
+    uri = url.format(SECRET, unused())
     workspace = configured("rest", type="rest", uri=uri, token=SECRET).workspace(tmp_path / "work")
     with pytest.raises(StoreError, match=r"^catalog rest: cannot be reached: ConnectionError: ") as refused:
         workspace.committed(MEMBERS, RUN)
