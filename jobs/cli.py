@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import select
+import signal
 import sys
 import time
 import traceback
@@ -67,6 +68,8 @@ def main() -> None:
     is said and done.
     """
     code: Any = OK
+    # Told to end, as by a scheduler, it ends as it does at Ctrl-C: with a sentence, and its processes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except SystemExit as done:

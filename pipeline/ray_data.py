@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
                 options["num_cpus"] = cpus
         answers(address)
         try:
-            with _hushed():
+            with _hushed(), _own_end():
                 ray.init(**options)
         # What an address can have wrong beside: no cluster started, or ray:// without Ray's client installed.
         except (ConnectionError, ValueError, ImportError) as error:
@@ -143,6 +144,15 @@ def answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({error})") from None
+
+
+@contextmanager
+def _own_end() -> Iterator[None]:
+    """What this process does when it is told to end (SIGTERM) stays its own: Ray's way prints a trace of its C++."""
+    own = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(own) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, own)
 
 
 @contextmanager
