@@ -523,8 +523,9 @@ class Sections:
     def inference(self) -> list[Figure]:
         return use.inference_figures(self.pairs, self.eyes, self.rng("inference"), **self.looking)
 
-    def utility(self) -> list[Figure]:
-        return use.utility_figures(self.pairs, self.eyes, self.rng("utility"), **self.looking)
+    def utility(self, names: Sequence[str] = ()) -> list[Figure]:
+        """names : of the figures that are wanted; none for all."""
+        return use.utility_figures(self.pairs, self.eyes, self.rng("utility"), **self.looking, names=names)
 
     def trained(self) -> tuple[list[Figure], pa.Table]:
         e = self.evidence

@@ -287,8 +287,8 @@ def evidence_of(sweep: Sweep, config: ReleaseConfig) -> tuple[Any, list[dict[str
 def measured(
     sweep: Sweep, evidence: Any, report: dict[str, Any], people: Sequence[str], recognisers: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The sections that objectives are of, as ``audit --depth quick`` measures them, for some of the people: the others
-    are in no gallery either.
+    """The sections that objectives and limits are of, as ``audit --depth quick`` measures them, for some of the people:
+    the others are in no gallery either.
 
     recognisers : who attacks; none for those that the search may see
     """
@@ -298,10 +298,14 @@ def measured(
     order = Order(depth="quick", recognisers=asked, faces=sweep.faces)
     sections = Sections(among(evidence, people), order, report, Progress(quiet=True))
     found: list[dict[str, Any]] = []
-    for name in dict.fromkeys(goal.selector.section for goal in sweep.goals if goal.selector.section != "plan"):
+    named = [figure_of(sweep, limit.name).selector for limit in limits(sweep)]
+    asks = [*(goal.selector for goal in sweep.goals), *named]
+    for name in dict.fromkeys(one.section for one in asks if one.section != "plan"):
         if recognisers and name not in ATTACKED:
             continue
-        made = getattr(sections, name)()
+        # Pixels take longest, and little of what is measured in them is asked for.
+        more = ([one.name for one in asks if one.section == name],) if name == "utility" else ()
+        made = getattr(sections, name)(*more)
         found += [one.as_dict() for one in (made if isinstance(made, list) else made[0])]
     return found
 

@@ -250,23 +250,38 @@ def utility_figures(
     work: Path,
     attributes: Sequence[str] = (),
     say: Say = lambda line: None,
+    names: Sequence[str] = (),
 ) -> list[Figure]:
     """Section ``utility``.
 
     attributes : the policy's, measured beside ``ASKED``
+    names : of figures that are wanted; what makes none of them is left out. None for all
     work : folder in which what takes long is kept; it shows people, so it belongs into the workspace
     """
     if not len(pairs):
         return [Figure("utility", "psnr", better="higher", note="no released face")]
     people = People(pairs.subject, pairs.groups, rng)
-    looked = look(pairs, eyes, work, say)
     asked = tuple(dict.fromkeys([*ASKED, *attributes]))
-    found = _likeness(people, compared(pairs, eyes, work, say))
-    found += _distance(people, looked)
-    found += _geometry(people, pairs)
-    found += _agreement(people, pairs, eyes, looked, asked)
-    say("downstream use")
-    found += _downstream(people, pairs, looked, asked, people.folds(FOLDS, rng))
+
+    def wanted(*made: str) -> bool:
+        return not names or any(name.startswith(made) for name in names)
+
+    if not wanted("lpips"):
+        eyes = replace(eyes, lpips=None)
+    if not wanted("fid", "kid", "downstream"):
+        eyes = replace(eyes, inception=None)
+    found: list[Figure] = []
+    if wanted(*PAIRED):
+        found += _likeness(people, compared(pairs, eyes, work, say))
+    if wanted("fid", "kid", "agreement", "shown", "downstream"):
+        looked = look(pairs, eyes, work, say)
+        found += _distance(people, looked) if wanted("fid", "kid") else []
+        found += _agreement(people, pairs, eyes, looked, asked) if wanted("agreement", "shown") else []
+        if wanted("downstream"):
+            say("downstream use")
+            found += _downstream(people, pairs, looked, asked, people.folds(FOLDS, rng))
+    if wanted("detected", "landmark", "pose"):
+        found += _geometry(people, pairs)
     return _of_a_sample(pairs, found)
 
 

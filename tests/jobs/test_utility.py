@@ -327,6 +327,22 @@ def test_pictures_are_looked_at_once_and_what_was_seen_is_kept(
     assert len(set(first.released[40:].tolist())) == 1
 
 
+def test_what_is_not_asked_for_is_not_looked_at(
+    pairs: Pairs, same: list[Figure], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unasked(*_: Any) -> Any:
+        pytest.fail("nobody asked")
+
+    for name in ("compared", "_distance", "_downstream", "_geometry"):
+        monkeypatch.setattr(utility, name, unasked)
+    found = use(pairs, work, names=("agreement",))
+    assert {one.name for one in found} == {"agreement"}
+    assert only(found, "agreement", EVERY).value == only(same, "agreement", EVERY).value
+    monkeypatch.undo()
+    monkeypatch.setattr(utility, "look", unasked)
+    assert only(use(pairs, work, names=("ssim",)), "ssim").value == only(same, "ssim").value
+
+
 def test_a_sample_takes_whole_subjects_the_same_for_every_release(pairs: Pairs, work: Path) -> None:
     subject = np.repeat([f"p{i}" for i in range(50)], np.arange(50) % 7 + 1)
     rows = sampled(subject, 60)
