@@ -11,6 +11,7 @@ import copy
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,31 @@ def test_both_variants_pin_the_same_torch() -> None:
     assert "cpu)" in choice
     assert "cuda)" in choice
     assert "exit 2" in choice
-    assert "ray[default,data]" in choice  # jobs are submitted to the dashboard's server
+
+
+def test_the_image_has_what_its_jobs_need_and_compiled() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    installs = [rest for word, rest in instructions() if word == "RUN" and "pip install" in rest]
+    # Jobs are submitted to the dashboard's server (cluster), and a sweep may search with Optuna.
+    for requirement in (one for extra in ("cluster", "postgres", "s3", "sweep") for one in extras[extra]):
+        ((package, extra),) = re.findall(r"^([\w-]+)(?:\[(\w+)\])?", requirement)
+        (named,) = re.findall(rf"(?<![\w-]){package}(\[[\w,]+\])?(?![\w-])", installs[0])
+        assert not extra or extra in named.strip("[]").split(","), requirement
+    assert not any("--no-compile" in rest for rest in installs)
+
+
+def test_nothing_of_the_base_image_is_mixed_with_what_was_installed() -> None:
+    found = instructions()
+    last = found[max(i for i, (word, _) in enumerate(found) if word == "FROM") :]
+    (system,) = [rest for word, rest in last if word == "RUN"]
+    assert system.startswith("rm -r /usr/local/lib/python3*/site-packages")
+    assert last.index(("RUN", system)) < last.index(("COPY", "--from=installed /usr/local /usr/local"))
+
+
+def test_the_image_has_the_models_asked_for_and_none_that_another_build_fetched() -> None:
+    (fetch,) = [rest for word, rest in instructions() if word == "RUN" and "/fetched" in rest]
+    assert "facecrowd models pull $MODELS > /tmp/pulled" in fetch
+    assert "/fetched/" not in fetch
 
 
 def test_the_models_of_the_image_are_known() -> None:
