@@ -212,8 +212,9 @@ def lines(
     drawn = [line for line in drawn if not line.ring]
     series = np.cumsum([not line.twin for line in drawn]) - 1
     some = [(line, int(at)) for line, at in zip(drawn, series, strict=True) if at < most]
-    across = np.concatenate([line.x for line in (*(line for line, _ in some), *rings)]).astype(float)
-    up = np.concatenate([line.y for line in (*(line for line, _ in some), *rings)]).astype(float)
+    shown = [*(line for line, _ in some), *rings]
+    across = np.concatenate([line.x for line in shown]).astype(float)
+    up = np.concatenate([line.y for line in shown]).astype(float)
     levels = [float(v) for v in up[np.isfinite(up)]] + ([limit[1]] if limit else [])
     top = _upper(levels, rates)
     told = [(line.label, _form_of(at), f"{_colour(at)} {_dash(at)}", _colour(at)) for line, at in some if not line.twin]

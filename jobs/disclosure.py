@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from facecrowd.jobs.figures import Figure
+from facecrowd.jobs.figures import NAMES, Figure
 from facecrowd.privacy.attributes import ANY
 from facecrowd.privacy.disclosure import (
     GUESSES,
@@ -33,7 +33,6 @@ WIDTHS = (1, 3, 8)
 SPLITS = 5
 """Ways in which the attributes are dealt out to two datasets; the worst is reported."""
 NOTHING_SHOWN = "the release shows no attributes"
-NAMES = ("singling_out", "linkability", "inference")
 
 
 def table_figures(
@@ -67,7 +66,7 @@ def table_figures(
     """
     faces = len(subject)
     if not shown:
-        return [Figure("table", name, faces=faces, better="lower", note=NOTHING_SHOWN) for name in NAMES]
+        return [Figure("table", name, faces=faces, better="lower", note=NOTHING_SHOWN) for name in NAMES["table"]]
     truth = of_subjects(subject, _words(originals, shown))
     others = of_subjects(outside_subject, _words(outside, shown)) if outside and len(outside_subject) else None
     table = tables(of_subjects(subject, _words(shown, shown)), truth, others)

@@ -26,13 +26,11 @@ of many trials is better by luck than it will be again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,10 +53,9 @@ from facecrowd.jobs.trials import (
     trial_of,
 )
 from facecrowd.pipeline.config import ReleaseConfig
-from facecrowd.pipeline.errors import WorkspaceError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.schema import VERSION
-from facecrowd.pipeline.storage import Workspace, fingerprint
+from facecrowd.pipeline.storage import Workspace, fingerprint, held
 
 TRIAL_CPUS = 0.01
 """Of a whole trial: it waits for Ray Data, which takes ``ray_data.CPU_HEADROOM`` of all CPUs."""
@@ -71,7 +68,8 @@ def sweep(asked: Sweep, progress: Progress) -> Swept:
     """
     start = time.monotonic()
     job = prepared(asked)
-    with _alone(asked.folder), Workspace(asked.workspace_path).used(make=not asked.table):
+    busy = f"output {asked.folder}: another sweep is using it; wait for it or stop it"
+    with held(asked.folder / "lock", busy), Workspace(asked.workspace_path).used(make=not asked.table):
         found = searched(job, progress)
         swept = Swept(asked, found, pareto(found, asked.goals))
         at = pick(swept)
@@ -80,17 +78,6 @@ def sweep(asked: Sweep, progress: Progress) -> Swept:
         swept = replace(swept, seconds=time.monotonic() - start)
         write(swept)
     return swept
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder for one sweep. Raises WorkspaceError."""
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise WorkspaceError(f"output {folder}: another sweep is using it; wait for it or stop it") from None
-        yield
 
 
 def searched(job: Job, progress: Progress) -> tuple[Trial, ...]:

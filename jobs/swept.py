@@ -47,7 +47,7 @@ class Swept:
     def broken(self) -> tuple[str, ...]:
         """Limits that do not hold on people, or by recognisers, that the search never saw, in words."""
         out = []
-        for limit in limits(self.sweep) if self.sweep.pick else ():
+        for limit in limits(self.sweep):
             for row in self.again:
                 there, value = row["people"] != "search" or row["unseen"], row["value"]
                 if there and row["objective"] == limit.name and value is not None and not limit.holds(value):

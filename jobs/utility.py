@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -270,18 +271,19 @@ def utility_figures(
         eyes = replace(eyes, lpips=None)
     if not wanted("fid", "kid", "downstream"):
         eyes = replace(eyes, inception=None)
+    looked = cache(lambda: look(pairs, eyes, work, say))
     found: list[Figure] = []
     if wanted(*PAIRED):
         found += _likeness(people, compared(pairs, eyes, work, say))
-    if wanted("fid", "kid", "agreement", "shown", "downstream"):
-        looked = look(pairs, eyes, work, say)
-        found += _distance(people, looked) if wanted("fid", "kid") else []
-        found += _agreement(people, pairs, eyes, looked, asked) if wanted("agreement", "shown") else []
-        if wanted("downstream"):
-            say("downstream use")
-            found += _downstream(people, pairs, looked, asked, people.folds(FOLDS, rng))
+    if wanted("fid", "kid"):
+        found += _distance(people, looked())
     if wanted("detected", "landmark", "pose"):
         found += _geometry(people, pairs)
+    if wanted("agreement", "shown"):
+        found += _agreement(people, pairs, eyes, looked(), asked)
+    if wanted("downstream"):
+        say("downstream use")
+        found += _downstream(people, pairs, looked(), asked, people.folds(FOLDS, rng))
     return _of_a_sample(pairs, found)
 
 

@@ -33,7 +33,8 @@ from facecrowd.stages.stage import Batch, Stage, rows
 NO_PROGRESS_TIMEOUT_S = 600
 CONNECT_TIMEOUT_S = 15
 START_TIMEOUT_S = 300
-"""Until Ray's own processes are up: on a machine that others use, its default of 60 s is too short."""
+"""How long Ray's native side waits for its own processes, which take their time on a machine that others use. Its
+Python side gives a new node 30 s, and cannot be told otherwise."""
 STORE_EVERY_S = 5.0
 """How often a running step asks what the object store holds."""
 CPU_HEADROOM = 0.95

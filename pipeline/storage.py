@@ -263,6 +263,21 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
 USERS = "users"
 """The file that whoever reads a workspace holds."""
 
+
+@contextmanager
+def held(file: Path, refusal: str, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock file, alone or (``LOCK_SH``) with others; the operating system drops the lock of a killed process.
+
+    Raises WorkspaceError, with ``refusal``, where it is held otherwise.
+    """
+    with open(file, "w") as handle:
+        try:
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+        except OSError:
+            raise WorkspaceError(refusal) from None
+        yield
+
+
 READ_TRIES = 4
 READ_WAIT_S = 0.5
 """Before a catalog is asked again; twice as long each time."""
@@ -334,11 +349,7 @@ class Workspace:
             return
         self.folder.local.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder.local.chmod(0o700)
-        with open(self.folder.local / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise WorkspaceError(f"workspace {self.url}: another job is using it; wait for it or stop it") from None
+        with held(self.folder.local / "lock", f"workspace {self.url}: another job is using it; wait for it or stop it"):
             for leftover in (self.folder.local / "tables").rglob("*.tmp"):  # half-written parts of a killed job
                 leftover.unlink(missing_ok=True)
             yield
@@ -354,11 +365,7 @@ class Workspace:
         if self.folder.local is None or not self.folder.local.is_dir() or not os.access(self.folder.local, os.W_OK):
             yield
             return
-        with open(self.folder.local / USERS, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                raise WorkspaceError(f"workspace {self.url}: it is being destroyed") from None
+        with held(self.folder.local / USERS, f"workspace {self.url}: it is being destroyed", fcntl.LOCK_SH):
             yield
 
     def parts(self, manifest: Manifest, run: str) -> Parts:

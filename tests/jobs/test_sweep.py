@@ -31,6 +31,7 @@ from facecrowd.pipeline import config as configs
 from facecrowd.pipeline.errors import ConfigError, NotMetError, PolicyError, UnfinishedError, WorkspaceError
 from facecrowd.pipeline.progress import Progress
 from facecrowd.pipeline.release import Outcome
+from facecrowd.pipeline.storage import held
 
 QUIET = Progress(quiet=True)
 GOALS = {"rank1": {"min": "identity.rank1.sface.originals"}, "psnr": {"max": "utility.psnr"}}
@@ -451,13 +452,11 @@ def test_a_pick_that_does_not_hold_where_the_search_did_not_look_is_said_not_to(
         assert ("does not hold everywhere" in page(swept)) == broken
 
 
-def test_a_folder_of_a_sweep_is_for_one_sweep_at_a_time(tmp_path: Path) -> None:
-    with (
-        sweeps._alone(tmp_path),
-        pytest.raises(WorkspaceError, match="another sweep is using it"),
-        sweeps._alone(tmp_path),
-    ):
-        pass
+def test_a_folder_of_a_sweep_is_for_one_sweep_at_a_time(stored: Any, tmp_path: Path) -> None:
+    sweep = of_table(stored, tmp_path, space={"policy.k": {"grid": [3]}})
+    with held(tmp_path / "lock", "held"), pytest.raises(WorkspaceError, match="another sweep is using it"):
+        sweeps.sweep(sweep, QUIET)
+    assert sweeps.sweep(sweep, QUIET).trials
 
 
 def test_the_page_of_a_sweep_without_a_figure_says_so(tmp_path: Path) -> None:

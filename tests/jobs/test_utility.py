@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torch import Tensor
 
 from facecrowd.jobs import utility
-from facecrowd.jobs.figures import Figure, from_table, to_table
+from facecrowd.jobs.figures import NAMES, Figure, from_table, to_table
 from facecrowd.jobs.labelled import Faces
 from facecrowd.jobs.utility import EVERY, Eyes, Pairs, inference_figures, kernel_distance, sampled, utility_figures
 from facecrowd.stages.align import template
@@ -146,6 +146,7 @@ def test_a_release_that_equals_its_originals_is_at_the_best_of_every_measure(sam
 
 def test_every_figure_says_of_whom_it_is_how_sure_it_is_and_reads_back_from_its_table(same: list[Figure]) -> None:
     assert [one.as_dict() for one in from_table(to_table(same))] == [one.as_dict() for one in same]
+    assert {one.name for one in same} <= set(NAMES["utility"])
     keys = [(one.name, one.by, one.setting, one.group) for one in same]
     assert len(set(keys)) == len(keys)
     for one in same:
