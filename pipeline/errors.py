@@ -1,4 +1,4 @@
-"""What can go wrong, by name. ``jobs/cli.py`` turns each into one sentence and the exit code it carries."""
+"""What can go wrong, by name. ``jobs/command.py`` turns each into one sentence and the exit code it carries."""
 
 from __future__ import annotations
 

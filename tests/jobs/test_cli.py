@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -65,6 +66,12 @@ def commands() -> dict[str, Any]:
 def examples() -> dict[str, str]:
     """The example in the help of each command."""
     return {name: re.findall("`([^`]+)`", command.epilog or "")[0] for name, command in commands().items()}
+
+
+def test_version_says_what_is_installed() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"facecrowd {importlib.metadata.version('facecrowd')}\n"
 
 
 # ------------------------------------------------------------------------------------------------------ config, flags
