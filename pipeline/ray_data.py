@@ -34,7 +34,9 @@ NO_PROGRESS_TIMEOUT_S = 600
 CONNECT_TIMEOUT_S = 15
 START_TIMEOUT_S = 300
 """How long Ray's native side waits for its own processes, which take their time on a machine that others use. Its
-Python side gives a new node 30 s, and cannot be told otherwise."""
+Python side gives a new node 30 s, and cannot be told otherwise, so it is started again."""
+STARTS = 3
+"""How often a session of this machine's own is begun before it is given up."""
 STORE_EVERY_S = 5.0
 """How often a running step asks what the object store holds."""
 CPU_HEADROOM = 0.95
@@ -81,15 +83,7 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
             if cpus:
                 options["num_cpus"] = cpus
         answers(address)
-        try:
-            with _hushed(), _own_end():
-                ray.init(**options)
-        # What an address can have wrong beside: no cluster started, or ray:// without Ray's client installed.
-        except (ConnectionError, ValueError, ImportError) as error:
-            what = str(error).strip().splitlines()[0]
-            raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({what})") from None
-        except Exception as error:  # its processes did not come up in time: Ray has no name for that
-            raise UnfinishedError(f"Ray did not start: {reason(error)} Start it again.") from None
+        _start(options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -103,6 +97,26 @@ def session(address: str = "local", cpus: int = 0) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Begin a session, again where Ray's processes did not come up in time. Raises as ``session``."""
+    import ray
+
+    address = options["address"]
+    for left in reversed(range(STARTS if address == "local" else 1)):
+        try:
+            with _hushed(), _own_end():
+                ray.init(**options)
+            return
+        # What an address can have wrong beside: no cluster started, or ray:// without Ray's client installed.
+        except (ConnectionError, ValueError, ImportError) as error:
+            what = str(error).strip().splitlines()[0]
+            raise ConfigError(f"compute.address {address}: no Ray cluster answers there ({what})") from None
+        except Exception as error:  # not in time: Ray has no name for that
+            ray.shutdown()  # a half-started node is not known to it, and ends at exit
+            if not left:
+                raise UnfinishedError(f"Ray did not start: {reason(error)} Start it again.") from None
 
 
 def _node() -> subprocess.Popen[bytes] | None:

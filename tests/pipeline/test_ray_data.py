@@ -161,14 +161,34 @@ def test_an_address_that_ray_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPat
 def test_ray_that_does_not_start_in_time_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    def late(**_: object) -> None:
+    def late() -> None:
         raise Exception("The current node timed out during startup.\nMore.")
 
+    starts: list[object] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "init", lambda **options: (starts.append(options), late()))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(UnfinishedError) as error, ray_data.session():
         pass
     assert str(error.value) == "Ray did not start: The current node timed out during startup. Start it again."
+    assert len(starts) == ray_data.STARTS
+
+
+def test_ray_that_comes_up_late_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    begun: list[str] = []
+
+    def second(**_: object) -> None:
+        begun.append("start")
+        if len(begun) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", second)
+    monkeypatch.setattr(ray, "shutdown", lambda: begun.append("end"))
+    with ray_data.session():
+        assert begun == ["start", "end", "start"]
 
 
 def test_every_part_is_made_once_and_as_in_one_process(ray_session: None, tmp_path: Path) -> None:
